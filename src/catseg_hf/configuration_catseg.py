@@ -1,0 +1,405 @@
+"""Configuration of CAT-Seg (Cho et al., "CAT-Seg: Cost Aggregation for Open-Vocabulary Semantic Segmentation", CVPR
+2024)."""
+
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import CLIPConfig, PreTrainedConfig
+
+
+COCO_STUFF_LABELS = (
+    "person",
+    "bicycle",
+    "car",
+    "motorcycle",
+    "airplane",
+    "bus",
+    "train",
+    "truck",
+    "boat",
+    "traffic light",
+    "fire hydrant",
+    "stop sign",
+    "parking meter",
+    "bench",
+    "bird",
+    "cat",
+    "dog",
+    "horse",
+    "sheep",
+    "cow",
+    "elephant",
+    "bear",
+    "zebra",
+    "giraffe",
+    "backpack",
+    "umbrella",
+    "handbag",
+    "tie",
+    "suitcase",
+    "frisbee",
+    "skis",
+    "snowboard",
+    "sports ball",
+    "kite",
+    "baseball bat",
+    "baseball glove",
+    "skateboard",
+    "surfboard",
+    "tennis racket",
+    "bottle",
+    "wine glass",
+    "cup",
+    "fork",
+    "knife",
+    "spoon",
+    "bowl",
+    "banana",
+    "apple",
+    "sandwich",
+    "orange",
+    "broccoli",
+    "carrot",
+    "hot dog",
+    "pizza",
+    "donut",
+    "cake",
+    "chair",
+    "couch",
+    "potted plant",
+    "bed",
+    "dining table",
+    "toilet",
+    "tv",
+    "laptop",
+    "mouse",
+    "remote",
+    "keyboard",
+    "cell phone",
+    "microwave",
+    "oven",
+    "toaster",
+    "sink",
+    "refrigerator",
+    "book",
+    "clock",
+    "vase",
+    "scissors",
+    "teddy bear",
+    "hair drier",
+    "toothbrush",
+    "banner",
+    "blanket",
+    "branch",
+    "bridge",
+    "building-other",
+    "bush",
+    "cabinet",
+    "cage",
+    "cardboard",
+    "carpet",
+    "ceiling-other",
+    "ceiling-tile",
+    "cloth",
+    "clothes",
+    "clouds",
+    "counter",
+    "cupboard",
+    "curtain",
+    "desk-stuff",
+    "dirt",
+    "door-stuff",
+    "fence",
+    "floor-marble",
+    "floor-other",
+    "floor-stone",
+    "floor-tile",
+    "floor-wood",
+    "flower",
+    "fog",
+    "food-other",
+    "fruit",
+    "furniture-other",
+    "grass",
+    "gravel",
+    "ground-other",
+    "hill",
+    "house",
+    "leaves",
+    "light",
+    "mat",
+    "metal",
+    "mirror-stuff",
+    "moss",
+    "mountain",
+    "mud",
+    "napkin",
+    "net",
+    "paper",
+    "pavement",
+    "pillow",
+    "plant-other",
+    "plastic",
+    "platform",
+    "playingfield",
+    "railing",
+    "railroad",
+    "river",
+    "road",
+    "rock",
+    "roof",
+    "rug",
+    "salad",
+    "sand",
+    "sea",
+    "shelf",
+    "sky-other",
+    "skyscraper",
+    "snow",
+    "solid-other",
+    "stairs",
+    "stone",
+    "straw",
+    "structural-other",
+    "table",
+    "tent",
+    "textile-other",
+    "towel",
+    "tree",
+    "vegetable",
+    "wall-brick",
+    "wall-concrete",
+    "wall-other",
+    "wall-panel",
+    "wall-stone",
+    "wall-tile",
+    "wall-wood",
+    "water-other",
+    "waterdrops",
+    "window-blind",
+    "window-other",
+    "wood",
+)
+
+COUNTS = (
+    "image_size",
+    "num_prompts",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "mlp_ratio",
+    "window_size",
+    "text_guidance_size",
+    "appearance_guidance_size",
+    "sliding_window_size",
+    "class_chunk_size",
+)
+PAIRS = (
+    "guidance_layers",
+    "pooling_size",
+    "eval_pooling_size",
+    "decoder_sizes",
+    "decoder_guidance_channels",
+    "decoder_guidance_sizes",
+)
+
+
+def default_clip_config() -> CLIPConfig:
+    """CLIP ViT-B/16, the backbone of the released base model."""
+    return CLIPConfig(vision_config={"patch_size": 16})
+
+
+@strict
+class CATSegConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`CATSegModel`] and [`CATSegForSemanticSegmentation`]. The defaults are the released ViT-B/16
+    model.
+
+    Args:
+        clip_config (`dict` or `CLIPConfig`, *optional*, defaults to CLIP ViT-B/16):
+            The CLIP model that gives the dense image features and the text features.
+        image_size (`int`, *optional*, defaults to 384):
+            Side in pixels to which every picture (or window) is resized before CLIP. With CLIP's patch size it sets
+            the side of the feature grid: 384 / 16 = 24.
+        guidance_layers (`list[int]`, *optional*, defaults to `[3, 7]`):
+            0-based vision blocks whose outputs guide the two decoder stages, the earlier one first.
+        num_prompts (`int`, *optional*, defaults to 1):
+            Prompts per class, which are the input channels of the cost embedding.
+        hidden_size (`int`, *optional*, defaults to 128):
+            Channels of the aggregated cost volume.
+        num_hidden_layers (`int`, *optional*, defaults to 2):
+            Aggregation layers, each a spatial followed by a class aggregation.
+        num_attention_heads (`int`, *optional*, defaults to 4):
+            Heads of both aggregations.
+        mlp_ratio (`int`, *optional*, defaults to 4):
+            Hidden channels of the aggregations' MLPs, as a multiple of `hidden_size`.
+        window_size (`int`, *optional*, defaults to 12):
+            Side of the spatial aggregation's attention windows, in feature grid cells.
+        pooling_size (`list[int]`, *optional*, defaults to `[2, 2]`):
+            Average pooling (rows, columns) before the class aggregation while training.
+        eval_pooling_size (`list[int]`, *optional*, defaults to `[1, 1]`):
+            The same at evaluation.
+        num_class_tokens (`int`, *optional*, defaults to 256):
+            Classes aggregated together: fewer are padded with a learned token, of more only the most similar ones are
+            kept for each picture. 0 turns both off.
+        attention_type (`"linear"` or `"full"`, *optional*, defaults to `"linear"`):
+            Attention over the classes: with the feature map ELU + 1, or softmax.
+        text_guidance_size (`int`, *optional*, defaults to 128):
+            Channels of the text guidance of the class aggregation.
+        appearance_guidance_size (`int`, *optional*, defaults to 128):
+            Channels of the appearance guidance of the spatial aggregation.
+        decoder_sizes (`list[int]`, *optional*, defaults to `[64, 32]`):
+            Output channels of the two decoder stages, each a multiple of 16.
+        decoder_guidance_channels (`list[int]`, *optional*, defaults to `[256, 128]`):
+            Channels of the upsampled CLIP features of `guidance_layers`.
+        decoder_guidance_sizes (`list[int]`, *optional*, defaults to `[32, 16]`):
+            Channels to which the decoder projects them.
+        sliding_window (`bool`, *optional*, defaults to `True`):
+            Whether evaluation averages four overlapping windows and a global view of each picture.
+        sliding_window_size (`int`, *optional*, defaults to 384):
+            Side of a window in pixels.
+        sliding_window_overlap (`float`, *optional*, defaults to 0.333):
+            Share of its side by which a window overlaps the next one.
+        semantic_loss_ignore_index (`int`, *optional*, defaults to 255):
+            Label of pixels that belong to no class. The loss does not leave them out: their target is all zeros.
+        class_chunk_size (`int`, *optional*):
+            Classes that spatial aggregation and decoder work on at once, which changes speed and memory but no result.
+            Chosen from the sizes if not given.
+        id2label (`dict[int, str]`, *optional*, defaults to COCO-Stuff's 171 classes):
+            The model's own vocabulary, which it segments when it is given no other.
+
+    Raises:
+        StrictDataclassError: If a value is of the wrong type, or the parts of the architecture do not fit together.
+
+    Example:
+
+    ```python
+    >>> from catseg_hf import CATSegConfig, CATSegForSemanticSegmentation
+
+    >>> config = CATSegConfig()
+    >>> model = CATSegForSemanticSegmentation(config)
+    ```"""
+
+    model_type = "catseg"
+    sub_configs_defaults = {"clip_config": CLIPConfig}
+
+    clip_config: dict | CLIPConfig | None = None
+    image_size: int = 384
+    guidance_layers: list[int] | tuple[int, ...] = (3, 7)
+    num_prompts: int = 1
+    hidden_size: int = 128
+    num_hidden_layers: int = 2
+    num_attention_heads: int = 4
+    mlp_ratio: int = 4
+    window_size: int = 12
+    pooling_size: list[int] | tuple[int, ...] = (2, 2)
+    eval_pooling_size: list[int] | tuple[int, ...] = (1, 1)
+    num_class_tokens: int = 256
+    attention_type: Literal["linear", "full"] = "linear"
+    text_guidance_size: int = 128
+    appearance_guidance_size: int = 128
+    decoder_sizes: list[int] | tuple[int, ...] = (64, 32)
+    decoder_guidance_channels: list[int] | tuple[int, ...] = (256, 128)
+    decoder_guidance_sizes: list[int] | tuple[int, ...] = (32, 16)
+    sliding_window: bool = True
+    sliding_window_size: int = 384
+    sliding_window_overlap: float = 0.333
+    semantic_loss_ignore_index: int = 255
+    class_chunk_size: int | None = None
+
+    def __post_init__(self, **kwargs):
+        if self.clip_config is None:
+            self.clip_config = default_clip_config()
+        if self.id2label is None and kwargs.get("num_labels") in (None, len(COCO_STUFF_LABELS)):
+            self.id2label = dict(enumerate(COCO_STUFF_LABELS))
+        for name in PAIRS:
+            setattr(self, name, list(getattr(self, name)))
+        super().__post_init__(**kwargs)
+        self.id2label = {int(index): label for index, label in self.id2label.items()}
+        self.label2id = {label: index for index, label in self.id2label.items()}
+
+    @property
+    def feature_size(self) -> int:
+        """Side of the grid of CLIP features and of the cost volume."""
+        return self.image_size // self.clip_config.vision_config.patch_size
+
+    @property
+    def sliding_window_stride(self) -> int:
+        """Pixels from one window to the next."""
+        return int(self.sliding_window_size * (1 - self.sliding_window_overlap))
+
+    @property
+    def sliding_window_image_size(self) -> int:
+        """Side in pixels of the square picture that two windows a side cover."""
+        return self.sliding_window_size + self.sliding_window_stride
+
+    def validate_architecture(self):
+        """Part of `@strict`-powered validation: refuses what cannot work, with a sentence that says why."""
+        vision_config = self.clip_config.vision_config
+        patch_size, num_blocks = vision_config.patch_size, vision_config.num_hidden_layers
+        for name in COUNTS:
+            value = getattr(self, name)
+            self._require(value is None or value >= 1, f"`{name}` must be at least 1, got {value}.")
+        for name in PAIRS:
+            self._require(len(getattr(self, name)) == 2, f"`{name}` must have two entries, got {getattr(self, name)}.")
+        self._require(
+            self.image_size % patch_size == 0,
+            f"`image_size` ({self.image_size}) must be a multiple of CLIP's patch size ({patch_size}).",
+        )
+        self._require(
+            self.feature_size % self.window_size == 0,
+            f"The feature grid of {self.feature_size} x {self.feature_size} (`image_size` {self.image_size} / patch "
+            f"size {patch_size}) cannot be cut into windows of {self.window_size}: choose a `window_size` that "
+            f"divides {self.feature_size}.",
+        )
+        self._require(
+            self.hidden_size % self.num_attention_heads == 0,
+            f"`hidden_size` ({self.hidden_size}) must be a multiple of `num_attention_heads` "
+            f"({self.num_attention_heads}).",
+        )
+        early, late = self.guidance_layers
+        self._require(
+            0 <= early < late < num_blocks - 1,
+            f"`guidance_layers` {[early, late]} must be two ascending 0-based indices of vision blocks before the "
+            f"last one, that is between 0 and {num_blocks - 2}.",
+        )
+        for name in ("pooling_size", "eval_pooling_size"):
+            self._require(
+                all(1 <= size <= self.feature_size for size in getattr(self, name)),
+                f"`{name}` {getattr(self, name)} must lie between 1 and the feature grid's side "
+                f"({self.feature_size}).",
+            )
+        self._require(
+            self.num_class_tokens >= 0,
+            "`num_class_tokens` must be positive, or 0 to turn padding and class cut off, got "
+            f"{self.num_class_tokens}.",
+        )
+        in_channels = self.hidden_size
+        for out_channels, guidance_channels, guidance_size in zip(
+            self.decoder_sizes, self.decoder_guidance_channels, self.decoder_guidance_sizes, strict=True
+        ):
+            self._require(
+                out_channels >= 16 and out_channels % 16 == 0,
+                f"`decoder_sizes` {self.decoder_sizes} must be multiples of 16, the channels of a normalisation "
+                "group.",
+            )
+            self._require(
+                guidance_channels >= 1 and 1 <= guidance_size < in_channels,
+                f"`decoder_guidance_sizes` {self.decoder_guidance_sizes} must be positive and leave room in the "
+                f"decoder's input channels {[self.hidden_size, self.decoder_sizes[0]]}, and "
+                f"`decoder_guidance_channels` {self.decoder_guidance_channels} must be positive.",
+            )
+            in_channels = out_channels
+        self._require(
+            0 <= self.sliding_window_overlap < 1 and self.sliding_window_stride >= 1,
+            f"`sliding_window_overlap` must lie in [0, 1) and leave a stride of at least one pixel, got "
+            f"{self.sliding_window_overlap} for windows of {self.sliding_window_size}.",
+        )
+
+    @staticmethod
+    def _require(condition: bool, message: str):
+        if not condition:
+            raise ValueError(message)
+
+
+__all__ = ["COCO_STUFF_LABELS", "CATSegConfig"]

@@ -1,0 +1,493 @@
+"""Image processors of CAT-Seg ("CAT-Seg: Cost Aggregation for Open-Vocabulary Semantic Segmentation", CVPR 2024).
+
+Evaluation looks at a picture twice, and so do the processors here:
+
+1. the picture is resized on its own grey levels until its shorter side is 640 and its longer side at most 2560;
+2. the result of 1 is squeezed to 640 x 640, out of which the model cuts its windows (`pixel_values`);
+3. the result of 1 is squeezed to 384 x 384, the view of the whole picture (`global_pixel_values`).
+
+Both classes share everything but step 1: Pillow does it in `CATSegImageProcessorPil`, torchvision (on any device) in
+`CATSegImageProcessor`. They differ by at most one grey level there.
+"""
+
+import os
+from operator import index as as_index
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageOps
+from transformers.image_processing_backends import PilBackend, TorchvisionBackend
+from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_utils import (
+    OPENAI_CLIP_MEAN,
+    OPENAI_CLIP_STD,
+    ChannelDimension,
+    ImageInput,
+    PILImageResampling,
+    SizeDict,
+)
+from transformers.processing_utils import ImagesKwargs, Unpack
+from transformers.utils import TensorType, logging, requires_backends
+
+
+logger = logging.get_logger(__name__)
+
+# Bounds what the arg max over classes may hold at a time, whatever the number of classes and the picture's size.
+_MAX_CHUNK_BYTES = 128 * 2**20
+
+
+class CATSegImageProcessorKwargs(ImagesKwargs, total=False):
+    """
+    Arguments of the CAT-Seg image processors, at construction or per call.
+
+    Args:
+        sliding_window (`bool`, *optional*, defaults to `True`):
+            Whether to prepare the two views of the sliding window (steps 1 to 3 above). Otherwise the picture is
+            resized once, to `image_size` x `image_size`.
+        window_image_size (`int`, *optional*, defaults to 640):
+            Side in pixels of the square that the windows are cut out of (step 2).
+        sliding_window_size (`int`, *optional*, defaults to 384):
+            Side in pixels of a window, hence of the global view (step 3).
+        image_size (`int`, *optional*, defaults to 384):
+            Side in pixels of the model's input without the sliding window.
+    """
+
+    sliding_window: bool
+    window_image_size: int
+    sliding_window_size: int
+    image_size: int
+
+
+def get_resized_size(height: int, width: int, shortest_edge: int, longest_edge: int | None = None) -> tuple[int, int]:
+    """
+    Size of a picture after step 1, as detectron2 rounds it; a side never falls below one pixel.
+
+    Args:
+        height (`int`), width (`int`): Size of the picture in pixels.
+        shortest_edge (`int`): Wanted length of the shorter side.
+        longest_edge (`int`, *optional*): Limit of the longer side, which wins over `shortest_edge`.
+
+    Returns:
+        `tuple[int, int]`: New height and width.
+    """
+    scale = shortest_edge / min(height, width)
+    sides = (shortest_edge, scale * width) if height < width else (scale * height, shortest_edge)
+    if longest_edge is not None and max(sides) > longest_edge:
+        scale = longest_edge / max(sides)
+        sides = (sides[0] * scale, sides[1] * scale)
+    return max(1, int(sides[0] + 0.5)), max(1, int(sides[1] + 0.5))
+
+
+def _resize_bilinear(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Float bilinear resize without antialiasing of (C, H, W), as in steps 2 and 3 and after the model."""
+    images = images.float()
+    if images.shape[-2:] == size:
+        return images
+    return F.interpolate(images[None], size=size, mode="bilinear", align_corners=False)[0]
+
+
+def _nearest_source(old: int, new: int) -> torch.Tensor:
+    """Which of `old` positions each of `new` positions takes: Pillow's own choice, made on a row of indices, so that
+    any integer type can be resized as Pillow would."""
+    row = Image.fromarray(np.arange(old, dtype=np.int32)[None])
+    return torch.from_numpy(np.array(row.resize((new, 1), Image.Resampling.NEAREST))[0]).long()
+
+
+def _to_tensor(array: "np.ndarray | torch.Tensor") -> torch.Tensor:
+    if isinstance(array, torch.Tensor):
+        return array
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")))
+
+
+def _check_finite(image: torch.Tensor, index: int) -> None:
+    if not torch.isfinite(image).all():
+        raise ValueError(
+            f"Image {index} holds NaN or infinite pixels, but only finite values are accepted: 0 to 255, or 0 to 1 "
+            "with `do_rescale=False`. Repair the picture or leave it out."
+        )
+
+
+def _to_8_bit(image: torch.Tensor, index: int) -> torch.Tensor:
+    """Integer pixels as uint8: those wider than 8 bits are scaled from 16 bits, never clipped."""
+    if image.dtype == torch.uint8:
+        return image
+    if image.dtype == torch.bool:
+        return image.to(torch.uint8) * 255
+    is_16_bit = image.dtype == torch.uint16
+    image = image.to(torch.int32 if is_16_bit else torch.int64)
+    lowest, highest = int(image.min()), int(image.max())
+    if lowest < 0 or highest > 65535:
+        raise ValueError(
+            f"Image {index} holds integers from {lowest} to {highest}, but only 0 to 255 (8 bits) and 0 to 65535 "
+            "(16 bits) are accepted. Rescale its values first."
+        )
+    return ((image + 128) // 257 if is_16_bit or highest > 255 else image).to(torch.uint8)
+
+
+def _open_pil(image: Image.Image, index: int) -> np.ndarray:
+    """A PIL image of any mode as an array that is RGB in 8 bits, or grey in integers of 8 to 32 bits."""
+    if image.mode == "F":
+        pixels = np.array(image)
+        _check_finite(torch.from_numpy(pixels), index)
+        # A float picture does not tell its range: 0..1, 0..255 and 0..65535 are told apart by the brightest pixel.
+        return np.rint(pixels * 255 if pixels.max() <= 1 else pixels).astype(np.int64)
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return np.array(image)
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    elif image.mode == "La":
+        image = image.convert("LA")
+    return np.array(image.convert("RGB"))
+
+
+def _flatten(images: Any, ndim: int) -> list[Any]:
+    """One picture, a batched array, or lists of them, as a flat list of pictures with at most `ndim` axes."""
+    if isinstance(images, list | tuple):
+        return [image for item in images for image in _flatten(item, ndim)]
+    is_batch = not isinstance(images, Image.Image) and images.ndim == ndim + 1
+    return list(images) if is_batch else [images]
+
+
+class _CATSegImageProcessing:
+    """What both backends share; they add `_resize_to`, the antialiased resize of step 1."""
+
+    valid_kwargs = CATSegImageProcessorKwargs
+    model_input_names = ["pixel_values", "global_pixel_values"]
+    default_to_square = False
+
+    do_convert_rgb = True
+    do_resize = True
+    size = {"shortest_edge": 640, "longest_edge": 2560}
+    resample = PILImageResampling.BILINEAR
+    do_rescale = True
+    rescale_factor = 1 / 255
+    do_normalize = True
+    image_mean = OPENAI_CLIP_MEAN
+    image_std = OPENAI_CLIP_STD
+    sliding_window = True
+    window_image_size = 640
+    sliding_window_size = 384
+    image_size = 384
+
+    def preprocess(
+        self,
+        images: ImageInput,
+        segmentation_maps: ImageInput | None = None,
+        **kwargs: Unpack[CATSegImageProcessorKwargs],
+    ) -> BatchFeature:
+        """
+        Prepares pictures, of any size and aspect ratio, and their label maps for the model.
+
+        Args:
+            images (`ImageInput`):
+                One picture or several: PIL images of any mode, paths or URLs, or arrays and tensors of shape (H, W),
+                (H, W, C) or (C, H, W) with 1, 3 or 4 channels (where both ends could be the channels, 3 is preferred
+                to 4 to 1, and then the front; `input_data_format` settles it). Alpha is dropped. Integers of 16 bits
+                are scaled to 8. Float arrays are 0..255, or 0..1 with `do_rescale=False`; they stay float throughout,
+                so that nothing is rounded to grey levels.
+            segmentation_maps (`ImageInput`, *optional*):
+                One label map per picture, of the picture's size: PIL (`P` gives its palette indices), path, array or
+                tensor, with one channel. Resized with Pillow's nearest to the size of `pixel_values`; the values are
+                never changed.
+            kwargs:
+                See [`CATSegImageProcessorKwargs`] and `ImagesKwargs`. `device` is for the torchvision class.
+
+        Returns:
+            `BatchFeature` with
+            - `pixel_values` (`torch.FloatTensor` of shape (B, 3, H, W)), normalised; H = W = `window_image_size` with
+              the sliding window, `image_size` without, the picture's own size with `do_resize=False`;
+            - `global_pixel_values` (`torch.FloatTensor` of shape (B, 3, `sliding_window_size`,
+              `sliding_window_size`)), only with the sliding window and `do_resize=True`;
+            - `labels` (`torch.LongTensor` of shape (B, H, W)), only with `segmentation_maps`.
+            Without `return_tensors` each is a list of B tensors.
+
+        Raises:
+            `ValueError`: for a picture that is empty, not finite or not an image; for a label map that is not one
+            per picture, of another size than its picture, in colour or fractional; for a `size` without
+            `shortest_edge`; for pictures of several sizes with `do_resize=False` and `return_tensors`.
+        """
+        return super().preprocess(images, segmentation_maps, **kwargs)
+
+    def fetch_images(self, image_url_or_urls: Any) -> Any:
+        """Loads paths and URLs. Local files keep their mode, unlike in transformers, which would clip 16 bits to
+        white and turn label maps into colours."""
+        if isinstance(image_url_or_urls, str | os.PathLike) and os.path.isfile(image_url_or_urls):
+            with Image.open(image_url_or_urls) as image:
+                return ImageOps.exif_transpose(image)
+        return super().fetch_images(image_url_or_urls)
+
+    def process_image(
+        self,
+        image: ImageInput,
+        do_convert_rgb: bool | None = True,
+        input_data_format: str | ChannelDimension | None = None,
+        device: "str | torch.device | None" = None,
+        index: int = 0,
+        **kwargs,
+    ) -> torch.Tensor:
+        """
+        One picture as an RGB tensor of shape (3, H, W): uint8 in 0..255, or float32 in the range that it came in.
+
+        `index` is the picture's place in the batch, for the errors; see `preprocess` for the other arguments.
+        """
+        if isinstance(image, Image.Image):
+            image = _open_pil(image, index) if do_convert_rgb else np.array(image)
+            input_data_format = ChannelDimension.LAST
+        image = _to_tensor(image).to(device)
+        shape = tuple(image.shape)
+        if image.ndim == 2:
+            image, input_data_format = image[None], ChannelDimension.FIRST
+        if image.ndim != 3 or 0 in shape:
+            raise ValueError(
+                f"Image {index} has shape {shape}, but at least one pixel is needed, in shape (H, W), (H, W, C) or "
+                "(C, H, W). Leave it out or repair it."
+            )
+        if input_data_format is None:
+            ends = [(c, axis) for c in (3, 4, 1) for axis in (0, 2) if shape[axis] == c]
+            input_data_format = ChannelDimension.LAST if ends and ends[0][1] == 2 else ChannelDimension.FIRST
+        if ChannelDimension(input_data_format) == ChannelDimension.LAST:
+            image = image.permute(2, 0, 1)
+        if image.shape[0] not in ((1, 3, 4) if do_convert_rgb else (3,)):
+            raise ValueError(
+                f"Image {index} has shape {shape} and so {image.shape[0]} channels, but "
+                f"{'1, 3 or 4 are' if do_convert_rgb else '3 without `do_convert_rgb` are'} accepted. Pass it as RGB."
+            )
+        if image.is_floating_point():
+            image = image.float()
+            _check_finite(image, index)
+            if kwargs.get("do_rescale") and image.max() <= 1:
+                logger.warning_once(
+                    "A float picture with values of at most 1 is being rescaled by `rescale_factor`: pass "
+                    "`do_rescale=False` if its values are 0 to 1."
+                )
+        else:
+            image = _to_8_bit(image, index)
+        return image[:3].expand(3, -1, -1).contiguous()
+
+    def _preprocess_image_like_inputs(
+        self,
+        images: ImageInput,
+        segmentation_maps: ImageInput | None = None,
+        return_tensors: str | TensorType | None = None,
+        **kwargs,
+    ) -> BatchFeature:
+        images = _flatten(self.fetch_images(images), ndim=3)
+        if not images:
+            raise ValueError("No images were given: an empty list is not accepted, pass at least one picture.")
+        data: dict[str, list[torch.Tensor]] = {}
+        sizes = []
+        for index, image in enumerate(images):
+            image = self.process_image(image, index=index, **kwargs)
+            sizes.append(tuple(image.shape[-2:]))
+            for name, view in self._preprocess(image, **kwargs).items():
+                data.setdefault(name, []).append(view)
+        if segmentation_maps is not None:
+            data["labels"] = self._prepare_labels(segmentation_maps, sizes, data["pixel_values"])
+        if return_tensors is None:
+            return BatchFeature(data)
+        if len({view.shape for view in data["pixel_values"]}) > 1:
+            raise ValueError(
+                f"Pictures of sizes {sorted(set(sizes))} (height, width) cannot make one batch without a resize: pass "
+                "`do_resize=True`, `return_tensors=None`, or pictures of one size."
+            )
+        return BatchFeature({name: torch.stack(views) for name, views in data.items()}, tensor_type=return_tensors)
+
+    def _preprocess(
+        self,
+        image: torch.Tensor,
+        do_resize: bool,
+        size: SizeDict,
+        resample: PILImageResampling,
+        do_rescale: bool,
+        rescale_factor: float,
+        do_normalize: bool,
+        image_mean: float | tuple[float, ...],
+        image_std: float | tuple[float, ...],
+        sliding_window: bool,
+        window_image_size: int,
+        sliding_window_size: int,
+        image_size: int,
+        **kwargs,
+    ) -> dict[str, torch.Tensor]:
+        """Resized and normalised views of one picture (3, H, W): steps 1 to 3."""
+        sides = {}
+        if do_resize and sliding_window:
+            if not size.shortest_edge:
+                raise ValueError(
+                    f"`size` is {dict(size)}, but `shortest_edge` (and, if wanted, `longest_edge`) is needed for the "
+                    "sliding window: pass for example {'shortest_edge': 640, 'longest_edge': 2560}."
+                )
+            resized_size = get_resized_size(*image.shape[-2:], size.shortest_edge, size.longest_edge)
+            image = self._resize_to(image, resized_size, resample)
+            sides = {"pixel_values": window_image_size, "global_pixel_values": sliding_window_size}
+        elif do_resize:
+            sides = {"pixel_values": image_size}
+        views = {name: _resize_bilinear(image, (side, side)) for name, side in sides.items()}
+        views = views or {"pixel_values": image.float()}
+        for name, view in views.items():
+            if do_rescale:
+                view = view * rescale_factor
+            if do_normalize:
+                mean, std = (torch.tensor(x, device=view.device).view(-1, 1, 1) for x in (image_mean, image_std))
+                view = (view - mean) / std
+            views[name] = view
+        return views
+
+    def _prepare_labels(
+        self, segmentation_maps: ImageInput, sizes: list[tuple[int, int]], pixel_values: list[torch.Tensor]
+    ) -> list[torch.Tensor]:
+        """Label maps as int64 tensors of shape (H, W), resized to their `pixel_values`."""
+        maps = self.fetch_images(segmentation_maps)
+        if not isinstance(maps, list | Image.Image):
+            # With one picture, three axes are one map with a channel axis, not a batch of maps.
+            maps = list(maps) if maps.ndim == 4 or (maps.ndim == 3 and len(sizes) > 1) else [maps]
+        maps = _flatten(maps, ndim=3)
+        if len(maps) != len(sizes):
+            raise ValueError(
+                f"{len(maps)} segmentation maps were given for {len(sizes)} images: pass one map per image."
+            )
+        labels = []
+        for index, (label, size, pixels) in enumerate(zip(maps, sizes, pixel_values, strict=True)):
+            label = _to_tensor(np.array(label) if isinstance(label, Image.Image) else label)
+            shape = tuple(label.shape)
+            if label.ndim == 3:
+                label = label[0] if shape[0] == 1 else label[..., 0] if shape[-1] == 1 else label
+            if label.ndim != 2:
+                raise ValueError(
+                    f"Segmentation map {index} has shape {shape}, but one class index per pixel is accepted, in shape "
+                    "(H, W): turn colours into class indices first."
+                )
+            if tuple(label.shape) != size:
+                raise ValueError(
+                    f"Segmentation map {index} has size {tuple(label.shape)} (height, width), but its image has size "
+                    f"{size}: pass maps of the size of their images."
+                )
+            # frac() is not 0 for NaN and infinity either.
+            if label.is_floating_point() and (label.frac() != 0).any():
+                raise ValueError(
+                    f"Segmentation map {index} holds values that are not whole numbers, but class indices are "
+                    "accepted only: pass integers."
+                )
+            label = label.to(pixels.device, torch.int64)
+            rows, columns = (
+                _nearest_source(old, new).to(pixels.device) for old, new in zip(size, pixels.shape[-2:], strict=True)
+            )
+            labels.append(label[rows][:, columns])
+        return labels
+
+    def post_process_semantic_segmentation(
+        self,
+        outputs: Any,
+        target_sizes: "list[tuple[int, int]] | torch.Tensor | None" = None,
+        return_segmentation_scores: bool = False,
+    ) -> "list[torch.Tensor] | list[SemanticSegmentationPostProcessorOutput]":
+        """
+        Turns the model's logits into label maps: the probabilities `sigmoid(logits)`, not the logits, are resized to
+        the picture (step 6 of the evaluation), then the most probable class is taken, the first one of several.
+
+        Memory stays bounded for any number of classes, unless the scores are asked for.
+
+        Args:
+            outputs:
+                The model's output, with `logits` of shape (B, T, h, w).
+            target_sizes (`list[tuple[int, int]]` or `torch.Tensor` of shape (B, 2), *optional*):
+                Height and width in pixels of every picture. By default nothing is resized.
+            return_segmentation_scores (`bool`, *optional*, defaults to `False`):
+                Whether to return the resized probabilities too, in 0..1.
+
+        Returns:
+            A list of B `torch.LongTensor` of shape (H, W), or, with `return_segmentation_scores=True`, a list of B
+            `SemanticSegmentationPostProcessorOutput` with `segmentation` (H, W) and `segmentation_scores` (T, H, W).
+
+        Raises:
+            `ValueError`: when there is not one target size per picture, or one is not two positive integers.
+        """
+        logits = outputs.logits
+        if target_sizes is None:
+            target_sizes = [tuple(logits.shape[-2:])] * len(logits)
+        elif isinstance(target_sizes, torch.Tensor):
+            target_sizes = target_sizes.tolist()
+        if len(target_sizes) != len(logits):
+            raise ValueError(
+                f"{len(target_sizes)} target sizes were given for {len(logits)} pictures in the logits: pass one "
+                "(height, width) per picture."
+            )
+        results = []
+        for image_logits, size in zip(logits, map(_check_target_size, target_sizes), strict=True):
+            if return_segmentation_scores:
+                scores = _resize_bilinear(image_logits.float().sigmoid(), size)
+                data = {"segmentation": scores.argmax(dim=0), "segmentation_scores": scores}
+                results.append(SemanticSegmentationPostProcessorOutput(data=data))
+            else:
+                results.append(_most_probable_class(image_logits, size))
+        return results
+
+
+def _check_target_size(size: Any) -> tuple[int, int]:
+    try:
+        height, width = (as_index(side) for side in size)
+    except (TypeError, ValueError):
+        height = width = 0
+    if height < 1 or width < 1:
+        raise ValueError(f"The target size {size!r} is not accepted: pass (height, width), two positive integers.")
+    return height, width
+
+
+def _most_probable_class(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Arg max over T of the probabilities (T, h, w) resized to `size`, a few classes at a time."""
+    pixels = size[0] * size[1] + 2 * logits.shape[-2] * logits.shape[-1]
+    best = torch.full(size, -1.0, device=logits.device)
+    segmentation = torch.zeros(size, dtype=torch.int64, device=logits.device)
+    index = 0
+    for chunk in logits.split(max(1, _MAX_CHUNK_BYTES // (4 * pixels))):
+        for scores in _resize_bilinear(chunk.float().sigmoid(), size):
+            # Strictly greater: of equal classes the first stays, as in an arg max over all of them.
+            segmentation.masked_fill_(scores > best, index)
+            torch.maximum(best, scores, out=best)
+            index += 1
+    return segmentation
+
+
+class CATSegImageProcessorPil(_CATSegImageProcessing, PilBackend):
+    """
+    CAT-Seg image processor that needs Pillow and torch only, and follows the evaluation protocol to the grey level.
+
+    Args:
+        kwargs: See [`CATSegImageProcessorKwargs`] and `ImagesKwargs`; the defaults are the class's attributes.
+    """
+
+    def __init__(self, **kwargs: Unpack[CATSegImageProcessorKwargs]):
+        super().__init__(**kwargs)
+
+    def process_image(self, image: ImageInput, device: "str | torch.device | None" = None, **kwargs) -> torch.Tensor:
+        return super().process_image(image, device="cpu", **kwargs)
+
+    def _resize_to(self, image: torch.Tensor, size: tuple[int, int], resample: PILImageResampling) -> torch.Tensor:
+        # Pillow resizes single channels both as uint8 and as float32.
+        channels = [Image.fromarray(channel.numpy()).resize(size[::-1], resample) for channel in image]
+        return torch.from_numpy(np.stack(channels))
+
+
+class CATSegImageProcessor(_CATSegImageProcessing, TorchvisionBackend):
+    """
+    CAT-Seg image processor on torchvision: takes `device=`, and differs from Pillow by at most one grey level.
+
+    Args:
+        kwargs: See [`CATSegImageProcessorKwargs`] and `ImagesKwargs`; the defaults are the class's attributes.
+
+    Raises:
+        `ImportError`: when torchvision is not installed; [`CATSegImageProcessorPil`] works without.
+    """
+
+    def __init__(self, **kwargs: Unpack[CATSegImageProcessorKwargs]):
+        requires_backends(self, ["torch", "torchvision"])
+        super().__init__(**kwargs)
+
+    def _resize_to(self, image: torch.Tensor, size: tuple[int, int], resample: PILImageResampling) -> torch.Tensor:
+        return self.resize(image, SizeDict(height=size[0], width=size[1]), resample=resample)
+
+
+__all__ = ["CATSegImageProcessor", "CATSegImageProcessorPil"]

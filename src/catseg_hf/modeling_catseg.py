@@ -1,0 +1,595 @@
+"""CAT-Seg (Cho et al., "CAT-Seg: Cost Aggregation for Open-Vocabulary Semantic Segmentation", CVPR 2024).
+
+The paper's parts in its order: dense CLIP features and the cost volume are here, its spatial and class aggregation in
+`modeling_catseg_aggregation.py`, the upsampling decoder in `modeling_catseg_decoder.py`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from zlib import crc32
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import CLIPModel, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import SemanticSegmenterOutput
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
+from transformers.utils import ModelOutput, can_return_tuple
+
+from .configuration_catseg import CATSegConfig
+from .modeling_catseg_aggregation import CATSegAggregator, CATSegClassBlock
+from .modeling_catseg_decoder import CATSegDecoder
+from .sliding_window_catseg import merge_windows, split_windows
+from .tensor_ops_catseg import resize_bilinear
+
+
+# The image-segmentation pipeline looks names up here and not in the Auto classes.
+MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES.setdefault("catseg", "CATSegForSemanticSegmentation")
+
+CUT_CLASS_LOGIT = -100.0
+PROMPTS_PER_TEXT_BATCH = 256
+
+
+@dataclass
+class CATSegModelOutput(ModelOutput):
+    """
+    Output of [`CATSegModel`].
+
+    Args:
+        last_hidden_state (`torch.FloatTensor` of shape `(batch_size, num_classes, size, size, hidden_size)`):
+            The aggregated cost volume on CLIP's feature grid of `size` x `size`. Has at most `config.num_class_tokens`
+            classes: the ones listed in `class_indices`.
+        cost_volume (`torch.FloatTensor` of shape `(batch_size, num_prompts, num_classes, size, size)`):
+            Cosine similarities of image and text features, in [-1, 1], of all classes (section 3.2, equation 1).
+        image_embeds (`torch.FloatTensor` of shape `(batch_size, size, size, projection_dim)`):
+            Dense CLIP image features, not normalised.
+        text_embeds (`torch.FloatTensor` of shape `(num_classes, num_prompts, projection_dim)`):
+            CLIP text features, normalised.
+        guidance_states (`tuple(torch.FloatTensor)` of shape `(batch_size, size, size, vision_hidden_size)`):
+            Outputs of the vision blocks `config.guidance_layers`, without the class position.
+        class_indices (`torch.LongTensor` of shape `(batch_size, num_class_tokens)`, *optional*):
+            The classes that were aggregated, ascending; `None` when all were.
+        hidden_states (`tuple(torch.FloatTensor)`, *optional*):
+            The cost embedding and the output of every aggregation layer, each of `last_hidden_state`'s shape.
+        attentions (`tuple(torch.FloatTensor)`, *optional*):
+            For every aggregation layer, the spatial attention weights of shape `(batch_size, num_classes, 2,
+            num_windows, num_heads, window_size ** 2, window_size ** 2)`: the plain block's, then the shifted one's.
+    """
+
+    last_hidden_state: torch.FloatTensor | None = None
+    cost_volume: torch.FloatTensor | None = None
+    image_embeds: torch.FloatTensor | None = None
+    text_embeds: torch.FloatTensor | None = None
+    guidance_states: tuple[torch.FloatTensor, ...] | None = None
+    class_indices: torch.LongTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+def dense_image_features(
+    clip: CLIPModel, pixel_values: torch.Tensor, guidance_layers: Sequence[int]
+) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    """
+    CLIP's features of every patch (section 3.1). The last vision block attends to nothing: each position keeps its own
+    value, added to the class token instead of to itself.
+
+    Args:
+        clip (`CLIPModel`): The CLIP model.
+        pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`): Normalised pixels.
+        guidance_layers (`Sequence[int]`): 0-based blocks whose outputs are returned too.
+
+    Returns:
+        The projected features `(batch_size, rows, columns, projection_dim)` and, for each guidance layer, its output
+        `(batch_size, rows, columns, vision_hidden_size)`.
+    """
+    vision_model = clip.vision_model
+    grid = [side // vision_model.embeddings.patch_size for side in pixel_values.shape[-2:]]
+    hidden_states = vision_model.embeddings(pixel_values, interpolate_pos_encoding=True)
+    hidden_states = vision_model.pre_layrnorm(hidden_states)
+
+    *blocks, last_block = vision_model.encoder.layers
+    guidance_states = []
+    for index, block in enumerate(blocks):
+        hidden_states = block(hidden_states, None)
+        if index in guidance_layers:
+            guidance_states.append(hidden_states[:, 1:].unflatten(1, grid))
+
+    class_token, patch_tokens = hidden_states[:, :1], hidden_states[:, 1:]
+    values = last_block.self_attn.v_proj(last_block.layer_norm1(patch_tokens))
+    patch_tokens = last_block.self_attn.out_proj(values) + class_token
+    patch_tokens = patch_tokens + last_block.mlp(last_block.layer_norm2(patch_tokens))
+    image_embeds = clip.visual_projection(vision_model.post_layernorm(patch_tokens))
+    return image_embeds.unflatten(1, grid), tuple(guidance_states)
+
+
+def cost_volume(image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
+    """
+    Cosine similarity of every position with every prompt (section 3.2, equation 1).
+
+    Args:
+        image_embeds (`torch.FloatTensor` of shape `(batch_size, rows, columns, projection_dim)`): Image features.
+        text_embeds (`torch.FloatTensor` of shape `(num_classes, num_prompts, projection_dim)`): Normalised text
+        features.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch_size, num_prompts, num_classes, rows, columns)`, in [-1, 1].
+    """
+    return torch.einsum("bhwd,tpd->bpthw", F.normalize(image_embeds, dim=-1), text_embeds)
+
+
+def most_similar_classes(cost: torch.Tensor, num_class_tokens: int) -> torch.Tensor:
+    """Indices `(B, num_class_tokens)`, ascending, of the classes with the highest maximum in a cost volume
+    `(B, P, T, H, W)`."""
+    similarity = cost.amax(dim=(1, 3, 4))
+    return similarity.topk(num_class_tokens, dim=1).indices.sort(dim=1).values
+
+
+def same_tensor(first: torch.Tensor | None, second: torch.Tensor | None) -> bool:
+    """Whether two tensors agree in device, type, shape and every bit."""
+    if first is None or second is None:
+        return first is second
+    same_kind = (first.device, first.dtype, first.shape) == (second.device, second.dtype, second.shape)
+    return same_kind and torch.equal(first, second)
+
+
+def labels_checksum(labels: Sequence[str]) -> int:
+    """A number that tells lists of labels apart, never 0."""
+    return crc32("\n".join(labels).encode()) + 1
+
+
+class CATSegPreTrainedModel(PreTrainedModel):
+    config: CATSegConfig
+    base_model_prefix = "catseg"
+    main_input_name = "pixel_values"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ["CLIPModel", "CATSegAggregator", "CATSegDecoder"]
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module):
+        if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, nn.LayerNorm, nn.GroupNorm)):
+            module.reset_parameters()
+        elif isinstance(module, CATSegClassBlock) and module.num_class_tokens:
+            init.zeros_(module.padding_token)
+            init.zeros_(module.padding_guidance)
+        elif isinstance(module, CATSegModel):
+            init.zeros_(module.vocabulary_input_ids)
+            init.zeros_(module.vocabulary_checksum)
+
+
+class CATSegModel(CATSegPreTrainedModel):
+    """
+    CLIP and the cost aggregation, without the upsampling decoder.
+
+    The model carries its own vocabulary, `config.id2label` with its prompts' token ids, and segments it when it is
+    given no other. See [`~CATSegModel.set_vocabulary`].
+    """
+
+    def __init__(self, config: CATSegConfig):
+        super().__init__(config)
+        self.clip = CLIPModel._from_config(config.clip_config)
+        self.aggregator = CATSegAggregator(config)
+        context_length = config.clip_config.text_config.max_position_embeddings
+        ids = torch.zeros(config.num_labels, config.num_prompts, context_length, dtype=torch.long)
+        self.vocabulary_input_ids = nn.Buffer(ids)
+        self.vocabulary_checksum = nn.Buffer(torch.zeros(1, dtype=torch.long))
+        self._kept_text_embeds = None
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.clip.text_model.embeddings.token_embedding
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.clip.text_model.embeddings.token_embedding = value
+
+    def set_vocabulary(self, labels: Sequence[str], input_ids: torch.LongTensor):
+        """
+        Makes `labels` the classes that are segmented when no others are given, and that `save_pretrained` saves.
+
+        Args:
+            labels (`Sequence[str]`): The `num_classes` names, all different; they become `config.id2label`.
+            input_ids (`torch.LongTensor` of shape `(num_classes, length)` or `(num_classes, num_prompts, length)`):
+                Their prompts, as [`CATSegProcessor`] gives them.
+
+        Raises:
+            ValueError: If there are no labels, two are equal, or `input_ids` do not fit them. Nothing is changed then.
+        """
+        labels = list(labels)
+        if duplicates := sorted({label for label in labels if labels.count(label) > 1}):
+            raise ValueError(f"Every label must be given once, but {duplicates} were given more often.")
+        input_ids = self._check_input_ids(input_ids)
+        if len(labels) != len(input_ids):
+            raise ValueError(
+                f"Got {len(labels)} labels and the prompts of {len(input_ids)} classes: give one for each."
+            )
+        context_length = self.vocabulary_input_ids.shape[-1]
+        input_ids = F.pad(input_ids, (0, context_length - input_ids.shape[-1]))
+        self.vocabulary_input_ids = input_ids.to(self.vocabulary_input_ids.device)
+        self.vocabulary_checksum = torch.full_like(self.vocabulary_checksum, labels_checksum(labels))
+        self.config.id2label = dict(enumerate(labels))
+        self.config.label2id = {label: index for index, label in enumerate(labels)}
+
+    def get_text_embeds(
+        self, input_ids: torch.LongTensor, attention_mask: torch.LongTensor | None = None
+    ) -> torch.FloatTensor:
+        """
+        CLIP's text features of a vocabulary, at the prompts' end-of-text token.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(num_classes, length)` or `(num_classes, num_prompts, length)`):
+                Prompts of at most 77 tokens, the end-of-text token included.
+            attention_mask (`torch.LongTensor`, *optional*): As CLIP's text model takes it, in the shape of
+            `input_ids`.
+
+        Returns:
+            `torch.FloatTensor` of shape `(num_classes, num_prompts, projection_dim)`, of norm 1.
+
+        Raises:
+            ValueError: If the shape does not fit the model, or a prompt has no end-of-text token.
+        """
+        input_ids = self._check_input_ids(input_ids)
+        prompts = input_ids.flatten(0, 1)
+        mask = None if attention_mask is None else attention_mask.reshape(prompts.shape)
+        if not torch.compiler.is_compiling():
+            # Under the causal mask nothing behind the last end-of-text token counts.
+            length = int(self._end_of_text_positions(prompts).max()) + 1
+            prompts, mask = prompts[:, :length], None if mask is None else mask[:, :length]
+        embeds = []
+        for start in range(0, len(prompts), PROMPTS_PER_TEXT_BATCH):
+            batch = slice(start, start + PROMPTS_PER_TEXT_BATCH)
+            features = self.clip.get_text_features(prompts[batch], None if mask is None else mask[batch])
+            embeds.append(features.pooler_output)
+        return F.normalize(torch.cat(embeds), dim=-1).unflatten(0, input_ids.shape[:2])
+
+    def encode_vocabulary(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.LongTensor | None = None,
+        text_embeds: torch.FloatTensor | None = None,
+    ) -> torch.FloatTensor:
+        """
+        The text features that [`~CATSegModel.forward`] uses for these arguments: `text_embeds` themselves, those of
+        `input_ids`, or those of the model's own vocabulary.
+
+        At evaluation, without gradients, the features of the last vocabulary are kept. They are used again only if the
+        same ids are given, their token embeddings are the same and the longest prompt still encodes to the same bits:
+        a test that any change of the text tower fails, however it was made.
+        """
+        if text_embeds is not None:
+            if input_ids is not None:
+                raise ValueError("Got both `input_ids` and `text_embeds`: give the vocabulary in one form only.")
+            return self._check_text_embeds(text_embeds)
+        if input_ids is None:
+            input_ids = self._own_input_ids()
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return self.get_text_embeds(input_ids, attention_mask)
+
+        input_ids = self._check_input_ids(input_ids)
+        probe = self._probe_text_encoder(input_ids, attention_mask)
+        kept = self._kept_text_embeds
+        if kept is None or not all(map(same_tensor, kept[0], probe)):
+            kept = self._kept_text_embeds = probe, self.get_text_embeds(input_ids, attention_mask)
+        return kept[1]
+
+    def _probe_text_encoder(
+        self, input_ids: torch.LongTensor, attention_mask: torch.LongTensor | None
+    ) -> tuple[torch.Tensor | None, ...]:
+        prompts = input_ids.flatten(0, 1)
+        ends = self._end_of_text_positions(prompts)
+        longest = prompts[ends.argmax()][None, : int(ends.max()) + 1]
+        token_embeds = self.get_input_embeddings()(prompts[:, : longest.shape[1]])
+        features = self.clip.get_text_features(longest).pooler_output
+        return input_ids.clone(), attention_mask, token_embeds.sum(dim=-1), features
+
+    def _end_of_text_positions(self, prompts: torch.LongTensor) -> torch.LongTensor:
+        """Positions `(num_prompts_in_all,)`, found as CLIP's text model finds them."""
+        end_of_text = self.config.clip_config.text_config.eos_token_id
+        if end_of_text == 2:  # CLIP's first configs name a wrong id: there the highest id ends the text
+            return prompts.argmax(dim=-1)
+        matches = prompts == end_of_text
+        if not matches.any(dim=-1).all():
+            index = int((~matches.any(dim=-1)).nonzero()[0])
+            raise ValueError(
+                f"Prompt {index} of `input_ids`, {prompts[index].tolist()}, has no end-of-text token ({end_of_text}): "
+                "make the ids with the model's processor, which ends every prompt with it."
+            )
+        return matches.int().argmax(dim=-1)
+
+    def _own_input_ids(self) -> torch.LongTensor:
+        labels = [self.config.id2label[index] for index in sorted(self.config.id2label)]
+        if torch.compiler.is_compiling() or int(self.vocabulary_checksum) == labels_checksum(labels):
+            return self.vocabulary_input_ids
+        reason = (
+            "has no prompts for its own vocabulary"
+            if not self.vocabulary_checksum
+            else ("has `config.id2label` that its prompts were not made from")
+        )
+        raise ValueError(
+            f"The model {reason}: give `input_ids` or `text_embeds`, or call "
+            "`model.set_vocabulary(labels, processor(text=labels).input_ids)` once."
+        )
+
+    def _check_input_ids(self, input_ids: torch.LongTensor) -> torch.LongTensor:
+        """`input_ids` as `(num_classes, num_prompts, length)`."""
+        num_prompts, context_length = self.config.num_prompts, self.vocabulary_input_ids.shape[-1]
+        shape = tuple(input_ids.shape)
+        if input_ids.ndim == 2:
+            input_ids = input_ids[:, None]
+        if input_ids.ndim != 3 or 0 in shape or input_ids.shape[1] != num_prompts or shape[-1] > context_length:
+            raise ValueError(
+                f"`input_ids` of shape {shape} must have the shape (num_classes, {num_prompts}, length)"
+                f"{' or (num_classes, length)' if num_prompts == 1 else ''}, with at least one class, "
+                f"`config.num_prompts` = {num_prompts} prompts for each and at most {context_length} tokens."
+            )
+        return input_ids.to(self.vocabulary_input_ids.device)
+
+    def _check_text_embeds(self, text_embeds: torch.FloatTensor) -> torch.FloatTensor:
+        expected = (self.config.num_prompts, self.config.clip_config.projection_dim)
+        if text_embeds.ndim != 3 or text_embeds.shape[0] == 0 or tuple(text_embeds.shape[1:]) != expected:
+            raise ValueError(
+                f"`text_embeds` of shape {tuple(text_embeds.shape)} must have the shape (num_classes, "
+                f"{expected[0]}, {expected[1]}): num_classes >= 1, `config.num_prompts` and CLIP's projection size."
+            )
+        return text_embeds
+
+    def _check_pixel_values(self, pixel_values: torch.FloatTensor):
+        if pixel_values.ndim != 4 or pixel_values.shape[1] != 3 or 0 in pixel_values.shape:
+            raise ValueError(
+                f"`pixel_values` of shape {tuple(pixel_values.shape)} must have the shape (batch_size, 3, height, "
+                "width), with at least one picture and one pixel."
+            )
+        if not torch.compiler.is_compiling() and not pixel_values.isfinite().all():
+            index = int((~pixel_values.isfinite()).flatten(1).any(dim=1).nonzero()[0])
+            raise ValueError(
+                f"Picture {index} of `pixel_values` has NaN or infinite values: check how it was read and normalised."
+            )
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.LongTensor | None = None,
+        text_embeds: torch.FloatTensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs,
+    ) -> CATSegModelOutput:
+        r"""
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`):
+                Normalised pixels of pictures of any size; they are resized to `config.image_size`, whatever their
+                aspect ratio.
+            input_ids (`torch.LongTensor` of shape `(num_classes, length)` or `(num_classes, num_prompts, length)`):
+                Prompts of ONE vocabulary for the whole batch, at most 77 tokens each. Without them, and without
+                `text_embeds`, the model's own vocabulary is used.
+            attention_mask (`torch.LongTensor`, *optional*):
+                Mask of `input_ids`, in their shape. Not needed for prompts that are padded at their end.
+            text_embeds (`torch.FloatTensor` of shape `(num_classes, num_prompts, projection_dim)`, *optional*):
+                Normalised text features in place of `input_ids`, as [`~CATSegModel.get_text_embeds`] gives them.
+            output_hidden_states (`bool`, *optional*):
+                Whether to return the cost volume's tokens before and after every aggregation layer.
+            output_attentions (`bool`, *optional*):
+                Whether to return the spatial attention weights (with `attn_implementation="eager"`).
+
+        Returns:
+            [`CATSegModelOutput`]
+
+        Raises:
+            ValueError: If an argument has another shape, pixels are not finite, both or (without a vocabulary of the
+                model's own) neither of `input_ids` and `text_embeds` are given.
+        """
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        self._check_pixel_values(pixel_values)
+        text_embeds = self.encode_vocabulary(input_ids, attention_mask, text_embeds)
+
+        pixel_values = resize_bilinear(pixel_values, (self.config.image_size,) * 2)
+        image_embeds, guidance_states = dense_image_features(self.clip, pixel_values, self.config.guidance_layers)
+        text_embeds = text_embeds.to(image_embeds)
+        cost = cost_volume(image_embeds, text_embeds)
+        kept_cost, kept_text_embeds, class_indices = cost, text_embeds[None], None
+        if 0 < self.config.num_class_tokens < cost.shape[2]:
+            class_indices = most_similar_classes(cost, self.config.num_class_tokens)
+            kept_cost = cost.take_along_dim(class_indices[:, None, :, None, None], dim=2)
+            kept_text_embeds = text_embeds[class_indices]
+        hidden_states, all_hidden_states, attentions = self.aggregator(
+            kept_cost, image_embeds, kept_text_embeds, output_hidden_states, output_attentions
+        )
+        return CATSegModelOutput(
+            last_hidden_state=hidden_states,
+            cost_volume=cost,
+            image_embeds=image_embeds,
+            text_embeds=text_embeds,
+            guidance_states=guidance_states,
+            class_indices=class_indices,
+            hidden_states=all_hidden_states if output_hidden_states else None,
+            attentions=attentions if output_attentions else None,
+        )
+
+
+class CATSegForSemanticSegmentation(CATSegPreTrainedModel):
+    """CAT-Seg with its upsampling decoder, loss and sliding window: segments a picture into classes named in words."""
+
+    def __init__(self, config: CATSegConfig):
+        super().__init__(config)
+        self.catseg = CATSegModel(config)
+        self.decoder = CATSegDecoder(config)
+        self.post_init()
+
+    @property
+    def clip(self) -> CLIPModel:
+        return self.catseg.clip
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.catseg.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.catseg.set_input_embeddings(value)
+
+    def get_text_embeds(
+        self, input_ids: torch.LongTensor, attention_mask: torch.LongTensor | None = None
+    ) -> torch.FloatTensor:
+        """See [`CATSegModel.get_text_embeds`]."""
+        return self.catseg.get_text_embeds(input_ids, attention_mask)
+
+    def set_vocabulary(self, labels: Sequence[str], input_ids: torch.LongTensor):
+        """See [`CATSegModel.set_vocabulary`]."""
+        self.catseg.set_vocabulary(labels, input_ids)
+
+    def freeze_clip(self, mode: str = "attention"):
+        """
+        Chooses what of CLIP is trained; everything else is trained always (section 4.1 of the paper).
+
+        Args:
+            mode (`"attention"`, `"full"` or `"none"`, *optional*, defaults to `"attention"`):
+                `"attention"` trains the query and value projection weights of every attention block of both towers, as
+                published; `"full"` all of CLIP; `"none"` nothing of it.
+        """
+        if mode not in ("attention", "full", "none"):
+            raise ValueError(f"`mode` must be 'attention', 'full' or 'none' (what of CLIP is trained), got {mode!r}.")
+        for name, parameter in self.clip.named_parameters():
+            is_query_or_value = name.endswith(("self_attn.q_proj.weight", "self_attn.v_proj.weight"))
+            parameter.requires_grad_(mode == "full" or (mode == "attention" and is_query_or_value))
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.LongTensor | None = None,
+        text_embeds: torch.FloatTensor | None = None,
+        global_pixel_values: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        sliding_window: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        **kwargs,
+    ) -> SemanticSegmenterOutput:
+        r"""
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`):
+                Normalised pixels of pictures of any size. The sliding window works on 640 x 640 (as the image
+                processor gives them), everything else on `config.image_size`; other sizes are resized, whatever their
+                aspect ratio.
+            input_ids (`torch.LongTensor` of shape `(num_classes, length)` or `(num_classes, num_prompts, length)`):
+                Prompts of ONE vocabulary for the whole batch, at most 77 tokens each. Without them, and without
+                `text_embeds`, the model's own vocabulary is used.
+            attention_mask (`torch.LongTensor`, *optional*):
+                Mask of `input_ids`, in their shape. Not needed for prompts that are padded at their end.
+            text_embeds (`torch.FloatTensor` of shape `(num_classes, num_prompts, projection_dim)`, *optional*):
+                Normalised text features in place of `input_ids`, as [`~CATSegForSemanticSegmentation.get_text_embeds`]
+                gives them.
+            global_pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`, *optional*):
+                The whole pictures at the size of one window, for the sliding window's global view. Made from
+                `pixel_values` if not given.
+            labels (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
+                Class of every pixel, in [0, num_classes) or `config.semantic_loss_ignore_index`, at any size.
+            sliding_window (`bool`, *optional*):
+                Whether to average overlapping windows and a global view. Defaults to `config.sliding_window` at
+                evaluation and to `False` while training.
+            output_hidden_states (`bool`, *optional*):
+                Whether to return the cost volume's tokens before and after every aggregation layer, each of shape
+                `(batch_size, num_classes, size, size, hidden_size)`. With the sliding window, those of the global
+                view.
+            output_attentions (`bool`, *optional*):
+                Whether to return the spatial attention weights (see [`CATSegModelOutput`]), likewise.
+
+        Returns:
+            [`~transformers.modeling_outputs.SemanticSegmenterOutput`] with `logits` of shape `(batch_size,
+            num_classes, h, w)`, of which `sigmoid(logits)` are the probabilities in [0, 1]: h and w are four times the
+            side of the feature grid, or 640 with the sliding window. Classes cut away (`config.num_class_tokens`) have
+            the logit -100.
+
+        Raises:
+            ValueError: If an argument has another shape, pixels are not finite, labels are out of range, both or
+            (without
+                a vocabulary of the model's own) neither of `input_ids` and `text_embeds` are given.
+        """
+        if sliding_window is None:
+            sliding_window = self.config.sliding_window and not self.training
+        text_embeds = self.catseg.encode_vocabulary(input_ids, attention_mask, text_embeds)
+        if labels is not None:
+            self._check_labels(labels, len(pixel_values), len(text_embeds))
+        recorded = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
+        if sliding_window:
+            outputs = self._segment_windows(pixel_values, global_pixel_values, text_embeds, **recorded)
+        else:
+            outputs = self._segment(pixel_values, text_embeds, **recorded)
+        if labels is not None:
+            outputs.loss = self._loss(outputs.logits, labels)
+        return outputs
+
+    def _segment(
+        self, pixel_values: torch.FloatTensor, text_embeds: torch.FloatTensor, **recorded: bool | None
+    ) -> SemanticSegmenterOutput:
+        outputs = self.catseg(pixel_values, text_embeds=text_embeds, **recorded)
+        logits = self.decoder(outputs.last_hidden_state, outputs.guidance_states)
+        if outputs.class_indices is not None:
+            all_logits = logits.new_full((len(logits), len(text_embeds), *logits.shape[2:]), CUT_CLASS_LOGIT)
+            indices = outputs.class_indices[:, :, None, None].expand_as(logits)
+            logits = all_logits.scatter(1, indices, logits)
+        return SemanticSegmenterOutput(
+            logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+    def _segment_windows(
+        self,
+        pixel_values: torch.FloatTensor,
+        global_pixel_values: torch.FloatTensor | None,
+        text_embeds: torch.FloatTensor,
+        **recorded: bool | None,
+    ) -> SemanticSegmenterOutput:
+        self.catseg._check_pixel_values(pixel_values)
+        size = self.config.sliding_window_size
+        if global_pixel_values is None:
+            global_pixel_values = resize_bilinear(pixel_values, (size, size))
+        elif len(global_pixel_values) != len(pixel_values):
+            raise ValueError(
+                f"Got {len(pixel_values)} pictures in `pixel_values` and {len(global_pixel_values)} in "
+                "`global_pixel_values`: give the global view of every picture."
+            )
+        window_logits = [
+            self._segment(window, text_embeds).logits for window in split_windows(pixel_values, self.config)
+        ]
+        outputs = self._segment(global_pixel_values, text_embeds, **recorded)
+        outputs.logits = merge_windows(window_logits, outputs.logits, self.config)
+        return outputs
+
+    def _check_labels(self, labels: torch.Tensor, batch_size: int, num_classes: int):
+        if labels.ndim != 3 or len(labels) != batch_size or labels.is_floating_point():
+            raise ValueError(
+                f"`labels` of shape {tuple(labels.shape)} and type {labels.dtype} must be integers of the shape "
+                f"(batch_size = {batch_size}, height, width)."
+            )
+        if torch.compiler.is_compiling():
+            return
+        out_of_range = ((labels < 0) | (labels >= num_classes)) & (labels != self.config.semantic_loss_ignore_index)
+        if out_of_range.any():
+            values = labels[out_of_range].unique().tolist()
+            raise ValueError(
+                f"`labels` has the values {values[:10]}, but there are {num_classes} classes: label ids must lie in "
+                f"[0, {num_classes - 1}], or be `config.semantic_loss_ignore_index` "
+                f"({self.config.semantic_loss_ignore_index}) for pixels of no class."
+            )
+
+    def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """
+        Binary cross-entropy of every pixel and class, averaged over all of them (section 4.1 of the paper). Pixels to
+        be ignored count too: they belong to no class.
+
+        With one-hot targets it is softplus(logit), less the logit of each pixel's own class, so that no targets are
+        built.
+        """
+        logits = resize_bilinear(logits, labels.shape[-2:]).float()
+        labelled = labels != self.config.semantic_loss_ignore_index
+        own_class = torch.where(labelled, labels, 0)[:, None].long()
+        own_logits = logits.gather(1, own_class)[:, 0].masked_fill(~labelled, 0.0)
+        return (F.softplus(logits).sum() - own_logits.sum()) / logits.numel()
+
+
+__all__ = ["CATSegForSemanticSegmentation", "CATSegModel", "CATSegModelOutput", "CATSegPreTrainedModel"]

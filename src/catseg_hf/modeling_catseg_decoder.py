@@ -1,0 +1,83 @@
+"""CAT-Seg's upsampling decoder. Its convolutions read the aggregation's tokens as channels-last maps."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .configuration_catseg import CATSegConfig
+from .tensor_ops_catseg import class_chunk_size
+
+
+class CATSegDecoderStage(GradientCheckpointingLayer):
+    """
+    Doubles the resolution of every class's map, guided by CLIP features (section 3.5).
+
+    The paper convolves the concatenation of map and guidance, which is the sum of two convolutions; the guidance's
+    half is the same for every class.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, guidance_size: int):
+        super().__init__()
+        up_channels, num_groups = in_channels - guidance_size, out_channels // 16
+        self.upsample = nn.ConvTranspose2d(in_channels, up_channels, kernel_size=2, stride=2)
+        self.conv1 = nn.Conv2d(up_channels, out_channels, kernel_size=3, padding=1, bias=False)
+        self.guidance_conv1 = nn.Conv2d(guidance_size, out_channels, kernel_size=3, padding=1, bias=False)
+        self.norm1 = nn.GroupNorm(num_groups, out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1, bias=False)
+        self.norm2 = nn.GroupNorm(num_groups, out_channels)
+
+    def forward(self, hidden_states: torch.Tensor, guidance: torch.Tensor) -> torch.Tensor:
+        """Maps `(B * T, in_channels, H, W)` and convolved guidance `(B, out_channels, 2 * H, 2 * W)`."""
+        hidden_states = self.conv1(self.upsample(hidden_states))
+        hidden_states = (hidden_states.unflatten(0, (len(guidance), -1)) + guidance[:, None]).flatten(0, 1)
+        hidden_states = F.relu(self.norm1(hidden_states))
+        return F.relu(self.norm2(self.conv2(hidden_states)))
+
+
+class CATSegDecoder(nn.Module):
+    """Upsamples every class's map fourfold with guidance from two CLIP blocks and gives its logits (section 3.5)."""
+
+    def __init__(self, config: CATSegConfig):
+        super().__init__()
+        self.config = config
+        vision_size = config.clip_config.vision_config.hidden_size
+        self.guidance_upsamplers = nn.ModuleList(
+            nn.ConvTranspose2d(vision_size, channels, kernel_size=scale, stride=scale)
+            for channels, scale in zip(config.decoder_guidance_channels, (2, 4), strict=True)
+        )
+        self.guidance_projections = nn.ModuleList(
+            nn.Conv2d(channels, size, kernel_size=3, padding=1)
+            for channels, size in zip(config.decoder_guidance_channels, config.decoder_guidance_sizes, strict=True)
+        )
+        in_channels = (config.hidden_size, config.decoder_sizes[0])
+        self.stages = nn.ModuleList(
+            CATSegDecoderStage(*sizes)
+            for sizes in zip(in_channels, config.decoder_sizes, config.decoder_guidance_sizes, strict=True)
+        )
+        self.head = nn.Conv2d(config.decoder_sizes[1], 1, kernel_size=3, padding=1)
+
+    def project_guidance(self, guidance_states: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+        """CLIP features `(B, H, W, vision_hidden_size)` of the guidance layers to guidance `(B, size, 2 * H, 2 * W)`
+        of the first stage and `(B, size, 4 * H, 4 * W)` of the second."""
+        return [
+            F.relu(project(upsample(states.permute(0, 3, 1, 2))))
+            for states, upsample, project in zip(
+                guidance_states, self.guidance_upsamplers, self.guidance_projections, strict=True
+            )
+        ]
+
+    def forward(self, hidden_states: torch.Tensor, guidance_states: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """Tokens `(B, T, H, W, C)` and guidance layers' outputs to logits `(B, T, 4 * H, 4 * W)`."""
+        batch_size = len(hidden_states)
+        guidance = [
+            stage.guidance_conv1(guidance)
+            for stage, guidance in zip(self.stages, self.project_guidance(guidance_states), strict=True)
+        ]
+        logits = []
+        for chunk in hidden_states.split(class_chunk_size(self.config, hidden_states), dim=1):
+            maps = chunk.flatten(0, 1).permute(0, 3, 1, 2)  # channels last in memory
+            for stage, stage_guidance in zip(self.stages, guidance, strict=True):
+                maps = stage(maps, stage_guidance)
+            logits.append(self.head(maps).unflatten(0, (batch_size, -1)).squeeze(2))
+        return torch.cat(logits, dim=1)

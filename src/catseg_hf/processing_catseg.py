@@ -1,0 +1,174 @@
+"""Processor of CAT-Seg: pictures through the image processor, a vocabulary through prompts and CLIP's tokenizer."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_utils import ImageInput
+from transformers.processing_utils import ProcessorMixin
+from transformers.tokenization_utils_base import LARGE_INTEGER
+from transformers.utils import TensorType
+
+
+DEFAULT_PROMPT_TEMPLATES = ["A photo of a {} in the scene"]
+CLIP_MAX_LENGTH = 77
+
+
+class CATSegProcessor(ProcessorMixin):
+    """
+    Combines a CAT-Seg image processor and a CLIP tokenizer.
+
+    Args:
+        image_processor ([`CATSegImageProcessor`] or [`CATSegImageProcessorPil`]):
+            Prepares pictures and label maps.
+        tokenizer ([`CLIPTokenizer`]):
+            Tokenises the prompts.
+        prompt_templates (`list[str]`, *optional*, defaults to `["A photo of a {} in the scene"]`):
+            Sentences in which `{}` stands for the class; P templates make P prompts per class. Saved with the
+            processor.
+
+    Raises:
+        `ValueError`: for no templates, or one that does not hold exactly one `{}` and no other brace.
+    """
+
+    def __init__(self, image_processor, tokenizer, prompt_templates: list[str] | None = None):
+        self.prompt_templates = _check_templates(
+            DEFAULT_PROMPT_TEMPLATES if prompt_templates is None else prompt_templates
+        )
+        super().__init__(image_processor, tokenizer)
+
+    @property
+    def unused_input_names(self) -> list[str]:
+        # Under the text tower's causal mask nothing behind the end-of-text token counts.
+        return ["attention_mask"]
+
+    def __call__(
+        self,
+        images: ImageInput | None = None,
+        text: str | list[str] | None = None,
+        segmentation_maps: ImageInput | None = None,
+        return_tensors: str | TensorType | None = "pt",
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """
+        Prepares pictures and/or a vocabulary for the model.
+
+        Args:
+            images (`ImageInput`, *optional*):
+                One picture or several, see [`CATSegImageProcessorPil.preprocess`].
+            text (`str` or `list[str]`, *optional*):
+                The vocabulary: T labels, shared by all pictures, see `encode_vocabulary`.
+            segmentation_maps (`ImageInput`, *optional*):
+                One label map per picture.
+            return_tensors (`str`, *optional*, defaults to `"pt"`):
+                `"pt"`, `"np"` or `None` for lists.
+            kwargs:
+                Arguments of the image processor, also as `images_kwargs={...}`. `padding` and `truncation`, which
+                other CLIP processors need, change nothing: prompts are padded to the longest and never cut.
+
+        Returns:
+            `BatchFeature` with `pixel_values`, `global_pixel_values` and `labels` as the image processor returns them,
+            and `input_ids` of shape (T, L) for one prompt template, (T, P, L) for several; no attention mask.
+
+        Raises:
+            `ValueError`: when neither pictures nor a vocabulary are given, maps without pictures, other arguments for
+            the tokenizer, or what the image processor and `encode_vocabulary` refuse.
+        """
+        if images is None and text is None:
+            raise ValueError("Neither `images` nor `text` was given: pass pictures, a vocabulary (labels), or both.")
+        if images is None and segmentation_maps is not None:
+            raise ValueError("`segmentation_maps` were given without `images`: pass the pictures they belong to.")
+        kwargs = self._merge_kwargs(**kwargs)
+        if refused := sorted(set(kwargs["text_kwargs"]) - {"padding", "truncation", "return_tensors"}):
+            raise ValueError(f"The tokenizer arguments {refused} are not accepted: leave them out.")
+        data = {}
+        if images is not None:
+            images_kwargs = kwargs["images_kwargs"] | {"return_tensors": return_tensors}
+            data.update(self.image_processor(images, segmentation_maps=segmentation_maps, **images_kwargs))
+        if text is not None:
+            input_ids = self.encode_vocabulary(text)
+            input_ids = input_ids[:, 0] if len(self.prompt_templates) == 1 else input_ids
+            data["input_ids"] = input_ids.tolist() if return_tensors is None else input_ids
+        return BatchFeature(data, tensor_type=return_tensors)
+
+    def encode_vocabulary(self, labels: str | list[str]) -> torch.LongTensor:
+        """
+        Tokenises every label in every prompt template.
+
+        Args:
+            labels (`str` or `list[str]`):
+                T labels; a string is a single one. "a, b, c" contributes its first synonym "a" only.
+
+        Returns:
+            `torch.LongTensor` of shape (T, P, L): begin of text, the prompt, end of text, then padding on the right up
+            to the longest prompt, L.
+
+        Raises:
+            `ValueError`: for no labels; a label that is not a string, is blank or occurs twice; a prompt of more
+            tokens than CLIP takes.
+        """
+        labels = [labels] if isinstance(labels, str) else list(labels)
+        names = _first_synonyms(labels)
+        prompts = [template.replace("{}", name) for name in names for template in self.prompt_templates]
+        # A label that spells out "<|endoftext|>" is text like any other, not the end of its prompt.
+        token_ids = self.tokenizer(
+            prompts, padding=False, truncation=False, split_special_tokens=True, verbose=False
+        ).input_ids
+        max_length = self.tokenizer.model_max_length
+        max_length = max_length if max_length < LARGE_INTEGER else CLIP_MAX_LENGTH
+        for index, ids in enumerate(token_ids):
+            if len(ids) > max_length:
+                raise ValueError(
+                    f"The prompt for label {labels[index // len(self.prompt_templates)]!r} has {len(ids)} tokens, but "
+                    f"at most {max_length} are accepted: shorten the label or the prompt template."
+                )
+        pad_token_id = self.tokenizer.pad_token_id
+        pad_token_id = self.tokenizer.eos_token_id if pad_token_id is None else pad_token_id
+        input_ids = torch.full((len(prompts), max(map(len, token_ids))), pad_token_id)
+        for row, ids in zip(input_ids, token_ids, strict=True):
+            row[: len(ids)] = torch.tensor(ids)
+        return input_ids.view(len(labels), len(self.prompt_templates), -1)
+
+    def post_process_semantic_segmentation(self, *args: Any, **kwargs: Any) -> list:
+        """See [`CATSegImageProcessorPil.post_process_semantic_segmentation`]."""
+        return self.image_processor.post_process_semantic_segmentation(*args, **kwargs)
+
+
+def _check_templates(templates: str | Iterable[str]) -> list[str]:
+    templates = [templates] if isinstance(templates, str) else list(templates)
+    if not templates:
+        raise ValueError("`prompt_templates` is empty: pass at least one sentence with a {}.")
+    for template in templates:
+        if not isinstance(template, str) or template.count("{}") != 1 or set("{}") & set(template.replace("{}", "")):
+            raise ValueError(
+                f"The prompt template {template!r} is not accepted: pass a string with exactly one {{}} and no other "
+                "brace."
+            )
+    return templates
+
+
+def _first_synonyms(labels: list[str]) -> list[str]:
+    """The first synonym of every label, after a check of the vocabulary."""
+    if not labels:
+        raise ValueError("The vocabulary is empty: pass at least one label.")
+    seen: dict[str, int] = {}
+    names = []
+    for index, label in enumerate(labels):
+        if not isinstance(label, str):
+            raise ValueError(f"Label {index} is {label!r}, but only strings are accepted: pass class names.")
+        name = label.split(",")[0].strip()
+        if not name:
+            raise ValueError(
+                f"Label {index} is {label!r}, which has a blank first synonym: pass a name, or leave the label out."
+            )
+        if label in seen:
+            raise ValueError(
+                f"Label {label!r} occurs twice (places {seen[label]} and {index}), but labels must differ: keep one."
+            )
+        seen[label] = index
+        names.append(name)
+    return names
+
+
+__all__ = ["CATSegProcessor"]

@@ -1,0 +1,52 @@
+"""CAT-Seg's sliding window: a picture is cut into overlapping windows, whose probabilities are averaged again."""
+
+import torch
+
+from .configuration_catseg import CATSegConfig
+from .tensor_ops_catseg import chunk_size, resize_bilinear
+
+
+def split_windows(pixel_values: torch.Tensor, config: CATSegConfig) -> list[torch.Tensor]:
+    """The four overlapping windows `(B, 3, size, size)`, row by row, of pictures `(B, 3, H, W)` of any size."""
+    size, stride = config.sliding_window_size, config.sliding_window_stride
+    pixel_values = resize_bilinear(pixel_values, (config.sliding_window_image_size,) * 2)
+    return [pixel_values[..., y : y + size, x : x + size] for y in (0, stride) for x in (0, stride)]
+
+
+def merge_windows(
+    window_logits: list[torch.Tensor], global_logits: torch.Tensor, config: CATSegConfig
+) -> torch.Tensor:
+    """
+    The inverse of [`split_windows`] for logits `(B, T, h, w)` of the four windows and of the global view. Returns
+    float32 logits `(B, T, image_size, image_size)` of averaged probabilities: over the windows that cover a pixel,
+    then with the global view.
+    """
+    size, stride, image_size = (
+        config.sliding_window_size,
+        config.sliding_window_stride,
+        config.sliding_window_image_size,
+    )
+    batch_size, num_classes = global_logits.shape[:2]
+    starts = [(y, x) for y in (0, stride) for x in (0, stride)]
+    coverage = global_logits.new_zeros(image_size, image_size, dtype=torch.float32)
+    for y, x in starts:
+        coverage[y : y + size, x : x + size] += 1
+
+    merged = coverage.new_empty(batch_size, num_classes, image_size, image_size)
+    step = chunk_size(num_classes, batch_size * image_size**2, merged)
+    for first in range(0, num_classes, step):
+        classes = slice(first, first + step)
+        windows = torch.zeros_like(merged[:, classes])
+        for (y, x), logits in zip(starts, window_logits, strict=True):
+            probabilities = resize_bilinear(logits[:, classes].float(), (size, size)).sigmoid()
+            windows[:, :, y : y + size, x : x + size] += probabilities
+        global_view = resize_bilinear(global_logits[:, classes].float(), (size, size)).sigmoid()
+        mean = (windows / coverage + resize_bilinear(global_view, (image_size, image_size))) / 2
+        merged[:, classes] = finite_logit(mean)
+    return merged
+
+
+def finite_logit(probabilities: torch.Tensor) -> torch.Tensor:
+    """Logits of float32 probabilities in [0, 1], finite at both ends, in the same order."""
+    bounds = torch.finfo(probabilities.dtype)
+    return probabilities.clamp(bounds.tiny, 1 - bounds.eps / 2).logit()
