@@ -16,6 +16,7 @@ from catseg_hf.image_processing_catseg import (
     get_resized_size,
 )
 
+
 PICTURE = Path(__file__).parent / "fixtures" / "picture.png"
 MEAN = torch.tensor([122.7709383, 116.7460125, 104.09373615]).view(3, 1, 1)
 STD = torch.tensor([68.5005327, 66.6321579, 70.3231630]).view(3, 1, 1)

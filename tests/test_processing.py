@@ -3,11 +3,12 @@ import json
 import numpy as np
 import pytest
 import torch
-from tokenizer import tiny_tokenizer
 from transformers import AutoImageProcessor, AutoProcessor, CLIPConfig
 
 from catseg_hf.image_processing_catseg import CATSegImageProcessorPil
 from catseg_hf.processing_catseg import CATSegProcessor
+from tokenizer import tiny_tokenizer
+
 
 BOS, EOS = 510, 511
 

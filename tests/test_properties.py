@@ -2,26 +2,30 @@
 
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from literal import literal_logits, literal_loss, literal_sliding_window
 from torch import nn
 from transformers import CLIPConfig
 
-from catseg_hf import CATSegConfig, CATSegForSemanticSegmentation
-from catseg_hf.modeling_catseg import shifted_window_mask, window_partition, window_reverse
+from catseg_hf import CATSegConfig, CATSegForSemanticSegmentation, tensor_ops_catseg
+from catseg_hf.modeling_catseg_aggregation import shifted_window_mask, window_partition, window_reverse
+from literal import literal_logits, literal_loss, literal_sliding_window
+
 
 TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-9}
+# The first gives every class, or row, a chunk of its own.
+SMALL_CHUNK_BYTES = (1, 2**15)
 TEXT_TOWER = ("catseg.clip.text_model.", "catseg.clip.text_projection.", "catseg.clip.logit_scale")
 
 deterministic = settings(
     derandomize=True,
     deadline=None,
-    max_examples=25,
+    max_examples=40,
     database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
@@ -64,8 +68,12 @@ def cases(
     hidden_size = num_heads * draw(st.sampled_from([size for size in (4, 8, 12) if 8 <= size * num_heads <= 32]))
     decoder_sizes = [draw(st.sampled_from([16, 32])), draw(st.sampled_from([16, 32]))]
     poolings = st.lists(st.integers(1, 3), min_size=2, max_size=2)
-    num_class_tokens = draw(st.sampled_from([0, 4, 5, 8]))
-    limit = num_class_tokens if num_class_tokens and not cut else 10
+    num_class_tokens = draw(st.sampled_from([4, 5, 8, 0]))
+    if num_class_tokens == 0:
+        num_classes = draw(st.integers(1, 10))
+    else:
+        fewer, more = st.integers(1, num_class_tokens - 1), st.integers(num_class_tokens + 1, num_class_tokens + 5)
+        num_classes = draw(fewer | st.just(num_class_tokens) | more if cut else fewer | st.just(num_class_tokens))
     config = {
         "image_size": image_size,
         "guidance_layers": [draw(st.integers(0, late - 1)), late],
@@ -104,7 +112,7 @@ def cases(
         config=config,
         vision_config=vision_config,
         attn_implementation=draw(st.sampled_from(attn_implementations)),
-        num_classes=draw(st.sampled_from(sorted({1, 2, min(limit, 4), min(limit, 8), limit}))),
+        num_classes=num_classes,
         batch_size=draw(st.integers(1, max_batch)),
         picture_size=(draw(sides), draw(sides)),
         dtype=dtype,
@@ -152,7 +160,9 @@ def random_inputs(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
     """Normalised pixels `(B, 3, h, w)`, and text features `(T, P, D)` of norm 1."""
     generator = torch.Generator().manual_seed(case.seed + 1)
     pixel_values = torch.randn(case.batch_size, 3, *case.picture_size, generator=generator, dtype=torch.float64)
-    text_embeds = torch.randn(case.num_classes, case.config["num_prompts"], 12, generator=generator, dtype=torch.float64)
+    text_embeds = torch.randn(
+        case.num_classes, case.config["num_prompts"], 12, generator=generator, dtype=torch.float64
+    )
     return pixel_values.to(case.dtype), F.normalize(text_embeds, dim=-1).to(case.dtype)
 
 
@@ -163,7 +173,9 @@ def random_labels(case: Case) -> torch.Tensor:
     return torch.where(labels < 0, 255, labels)
 
 
-def segment(model: CATSegForSemanticSegmentation, pixel_values: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
+def segment(
+    model: CATSegForSemanticSegmentation, pixel_values: torch.Tensor, text_embeds: torch.Tensor
+) -> torch.Tensor:
     return model(pixel_values, text_embeds=text_embeds, sliding_window=False).logits
 
 
@@ -189,14 +201,18 @@ def test_logits_equal_the_literal_ones(case: Case, training: bool):
     case=cases(max_grid=6, max_batch=2, sliding_window_size=16),
     overlap=st.sampled_from([0.333, 0.333, 0.5, 0.0]),
     has_global_view=st.booleans(),
+    chunk_bytes=st.sampled_from([2**22, *SMALL_CHUNK_BYTES]),
 )
 @torch.no_grad()
-def test_sliding_window_equals_the_literal_one(case: Case, overlap: float, has_global_view: bool):
+def test_sliding_window_equals_the_literal_one(case: Case, overlap: float, has_global_view: bool, chunk_bytes: int):
     case.config["sliding_window_overlap"] = overlap
     model = build_model(case)
     pixel_values, text_embeds = random_inputs(case)
-    global_pixel_values = pixel_values.flip(-1) if has_global_view else None
-    logits = model(pixel_values, text_embeds=text_embeds, global_pixel_values=global_pixel_values).logits
+    global_pixel_values = None
+    if has_global_view:
+        global_pixel_values = F.interpolate(pixel_values.flip(-1), size=(16, 16), mode="bilinear")
+    with patch.object(tensor_ops_catseg, "CPU_CHUNK_BYTES", chunk_bytes):
+        logits = model(pixel_values, text_embeds=text_embeds, global_pixel_values=global_pixel_values).logits
     expected = literal_sliding_window(model, pixel_values, global_pixel_values, text_embeds)
     assert logits.isfinite().all()
     # The model averages probabilities in float32, whatever its own type.
@@ -234,15 +250,21 @@ def test_class_chunks_change_nothing(case: Case, training: bool):
     for chunk_size in (None, 1, 2, 7):
         model.config.class_chunk_size = chunk_size
         logits.append(segment(model, pixel_values, text_embeds))
+    model.config.class_chunk_size = None
+    for chunk_bytes in SMALL_CHUNK_BYTES:
+        with patch.object(tensor_ops_catseg, "CPU_CHUNK_BYTES", chunk_bytes):
+            logits.append(segment(model, pixel_values, text_embeds))
     for chunked in logits[1:]:
         assert_same(chunked, logits[0], case.tolerance)
 
 
 @pytest.mark.parametrize("training", [False, True])
 @deterministic
-@given(case=cases(dtypes=(torch.float64,), max_grid=8, max_batch=2))
-def test_gradients_equal_the_literal_ones(case: Case, training: bool):
+@given(case=cases(dtypes=(torch.float64,), max_grid=8, max_batch=2), checkpointing=st.booleans())
+def test_gradients_equal_the_literal_ones(case: Case, training: bool, checkpointing: bool):
     model = build_model(case).train(training)
+    if checkpointing:
+        model.gradient_checkpointing_enable()
     pixel_values, text_embeds = random_inputs(case)
     labels = random_labels(case)
     parameters = {name: weight for name, weight in model.named_parameters() if not name.startswith(TEXT_TOWER)}
@@ -274,10 +296,10 @@ def test_gradients_equal_the_literal_ones(case: Case, training: bool):
 
 
 def unused_parameters(case: Case) -> set[str]:
-    """Parameters that cannot matter: queries and keys of the vision tower's last block, and padding where there is none."""
+    """Parameters that cannot matter: queries and keys of the vision tower's last block, padding if there is none."""
     last_block = f"catseg.clip.vision_model.encoder.layers.{case.vision_config['num_hidden_layers'] - 1}.self_attn"
     names = {f"{last_block}.{name}_proj.{kind}" for name in "qk" for kind in ("weight", "bias")}
-    if case.config["num_class_tokens"] <= case.num_classes:
+    if 0 < case.config["num_class_tokens"] <= case.num_classes:
         for index in range(case.config["num_hidden_layers"]):
             block = f"catseg.aggregator.layers.{index}.class_aggregation.block"
             names |= {f"{block}.padding_token", f"{block}.padding_guidance"}

@@ -138,6 +138,39 @@ def labels_checksum(labels: Sequence[str]) -> int:
     return crc32("\n".join(labels).encode()) + 1
 
 
+class CATSegVocabulary(nn.Module):
+    """The token ids of the model's own vocabulary, saved with the weights, and a checksum of the labels they spell."""
+
+    def __init__(self, config: CATSegConfig):
+        super().__init__()
+        context_length = config.clip_config.text_config.max_position_embeddings
+        input_ids = torch.zeros(config.num_labels, config.num_prompts, context_length, dtype=torch.long)
+        self.input_ids = nn.Buffer(input_ids)
+        self.checksum = nn.Buffer(torch.zeros(1, dtype=torch.long))
+
+    def replace(self, labels: Sequence[str], input_ids: torch.LongTensor):
+        """Takes other labels and the ids `(num_classes, num_prompts, length)` of their prompts."""
+        padding = self.input_ids.shape[-1] - input_ids.shape[-1]
+        self.input_ids = F.pad(input_ids, (0, padding)).to(self.input_ids.device)
+        self.checksum = torch.full_like(self.checksum, labels_checksum(labels))
+
+    def forward(self, labels: Sequence[str]) -> torch.LongTensor:
+        """The ids of `labels`, `(num_classes, num_prompts, length)`.
+
+        Raises:
+            ValueError: If none were given yet, or those of other labels.
+        """
+        if torch.compiler.is_compiling() or int(self.checksum) == labels_checksum(labels):
+            return self.input_ids
+        reason = "`config.id2label` that its prompts were not made from"
+        if not self.checksum:
+            reason = "no prompts for its own vocabulary"
+        raise ValueError(
+            f"The model has {reason}: give `input_ids` or `text_embeds`, or call "
+            "`model.set_vocabulary(labels, processor(text=labels).input_ids)` once."
+        )
+
+
 class CATSegPreTrainedModel(PreTrainedModel):
     config: CATSegConfig
     base_model_prefix = "catseg"
@@ -154,9 +187,9 @@ class CATSegPreTrainedModel(PreTrainedModel):
         elif isinstance(module, CATSegClassBlock) and module.num_class_tokens:
             init.zeros_(module.padding_token)
             init.zeros_(module.padding_guidance)
-        elif isinstance(module, CATSegModel):
-            init.zeros_(module.vocabulary_input_ids)
-            init.zeros_(module.vocabulary_checksum)
+        elif isinstance(module, CATSegVocabulary):
+            init.zeros_(module.input_ids)
+            init.zeros_(module.checksum)
 
 
 class CATSegModel(CATSegPreTrainedModel):
@@ -169,12 +202,9 @@ class CATSegModel(CATSegPreTrainedModel):
 
     def __init__(self, config: CATSegConfig):
         super().__init__(config)
-        self.clip = CLIPModel._from_config(config.clip_config)
+        self.clip = CLIPModel._from_config(config.clip_config, dtype=torch.get_default_dtype())
         self.aggregator = CATSegAggregator(config)
-        context_length = config.clip_config.text_config.max_position_embeddings
-        ids = torch.zeros(config.num_labels, config.num_prompts, context_length, dtype=torch.long)
-        self.vocabulary_input_ids = nn.Buffer(ids)
-        self.vocabulary_checksum = nn.Buffer(torch.zeros(1, dtype=torch.long))
+        self.vocabulary = CATSegVocabulary(config)
         self._kept_text_embeds = None
         self.post_init()
 
@@ -204,10 +234,7 @@ class CATSegModel(CATSegPreTrainedModel):
             raise ValueError(
                 f"Got {len(labels)} labels and the prompts of {len(input_ids)} classes: give one for each."
             )
-        context_length = self.vocabulary_input_ids.shape[-1]
-        input_ids = F.pad(input_ids, (0, context_length - input_ids.shape[-1]))
-        self.vocabulary_input_ids = input_ids.to(self.vocabulary_input_ids.device)
-        self.vocabulary_checksum = torch.full_like(self.vocabulary_checksum, labels_checksum(labels))
+        self.vocabulary.replace(labels, input_ids)
         self.config.id2label = dict(enumerate(labels))
         self.config.label2id = {label: index for index, label in enumerate(labels)}
 
@@ -262,7 +289,7 @@ class CATSegModel(CATSegPreTrainedModel):
                 raise ValueError("Got both `input_ids` and `text_embeds`: give the vocabulary in one form only.")
             return self._check_text_embeds(text_embeds)
         if input_ids is None:
-            input_ids = self._own_input_ids()
+            input_ids = self.vocabulary([self.config.id2label[index] for index in sorted(self.config.id2label)])
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self.get_text_embeds(input_ids, attention_mask)
 
@@ -297,23 +324,9 @@ class CATSegModel(CATSegPreTrainedModel):
             )
         return matches.int().argmax(dim=-1)
 
-    def _own_input_ids(self) -> torch.LongTensor:
-        labels = [self.config.id2label[index] for index in sorted(self.config.id2label)]
-        if torch.compiler.is_compiling() or int(self.vocabulary_checksum) == labels_checksum(labels):
-            return self.vocabulary_input_ids
-        reason = (
-            "has no prompts for its own vocabulary"
-            if not self.vocabulary_checksum
-            else ("has `config.id2label` that its prompts were not made from")
-        )
-        raise ValueError(
-            f"The model {reason}: give `input_ids` or `text_embeds`, or call "
-            "`model.set_vocabulary(labels, processor(text=labels).input_ids)` once."
-        )
-
     def _check_input_ids(self, input_ids: torch.LongTensor) -> torch.LongTensor:
         """`input_ids` as `(num_classes, num_prompts, length)`."""
-        num_prompts, context_length = self.config.num_prompts, self.vocabulary_input_ids.shape[-1]
+        num_prompts, context_length = self.config.num_prompts, self.vocabulary.input_ids.shape[-1]
         shape = tuple(input_ids.shape)
         if input_ids.ndim == 2:
             input_ids = input_ids[:, None]
@@ -323,7 +336,7 @@ class CATSegModel(CATSegPreTrainedModel):
                 f"{' or (num_classes, length)' if num_prompts == 1 else ''}, with at least one class, "
                 f"`config.num_prompts` = {num_prompts} prompts for each and at most {context_length} tokens."
             )
-        return input_ids.to(self.vocabulary_input_ids.device)
+        return input_ids.to(self.device)
 
     def _check_text_embeds(self, text_embeds: torch.FloatTensor) -> torch.FloatTensor:
         expected = (self.config.num_prompts, self.config.clip_config.projection_dim)

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from .configuration_catseg import CATSegConfig
 
 
-# Bytes of the largest activation of the slices worked on together: what a core's cache holds, or what keeps an accelerator
-# busy.
+# Bytes of the largest activation of the slices worked on together: what a core's cache holds, or what keeps an
+# accelerator busy.
 CPU_CHUNK_BYTES, ACCELERATOR_CHUNK_BYTES = 2**22, 2**28
 
 

@@ -1,0 +1,60 @@
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+from catseg_hf import CATSegForSemanticSegmentation, CATSegImageProcessorPil, CATSegProcessor
+from convert_catseg_original_to_hf import build_model, convert_state_dict, infer_config
+from tokenizer import tiny_tokenizer
+
+
+FIXTURES = Path(__file__).parent / "fixtures"
+
+
+def normalise(pixels: torch.Tensor) -> torch.Tensor:
+    """Pixels `(..., 3, H, W)` in 0..255 as the model takes them."""
+    mean, std = (255 * torch.tensor(values).view(3, 1, 1) for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
+    return (pixels.float() - mean) / std
+
+
+@pytest.fixture(scope="session")
+def original_state_dict() -> dict[str, torch.Tensor]:
+    """The small checkpoint under the authors' names."""
+    return torch.load(FIXTURES / "original.pth", weights_only=True)["model"]
+
+
+@pytest.fixture(scope="session")
+def golden() -> dict[str, torch.Tensor]:
+    """Stage by stage, what the authors' code computes with it for two pictures and five classes."""
+    return load_file(FIXTURES / "forward.safetensors")
+
+
+@pytest.fixture(scope="session")
+def golden_inputs(golden) -> dict[str, torch.Tensor]:
+    return {"pixel_values": normalise(golden["pixel_values_uint8"]), "input_ids": golden["input_ids"]}
+
+
+def converted_model(original_state_dict: dict[str, torch.Tensor]) -> CATSegForSemanticSegmentation:
+    config = infer_config(original_state_dict)
+    converted = convert_state_dict(original_state_dict, config)
+    return build_model({name: tensor.clone() for name, tensor in converted.items()}, config)
+
+
+@pytest.fixture
+def model(original_state_dict) -> CATSegForSemanticSegmentation:
+    """The small checkpoint, converted, for a test to change as it likes."""
+    return converted_model(original_state_dict)
+
+
+@pytest.fixture(scope="session")
+def processor() -> CATSegProcessor:
+    return CATSegProcessor(CATSegImageProcessorPil(image_size=96), tiny_tokenizer())
+
+
+@pytest.fixture
+def model_with_vocabulary(model, processor) -> CATSegForSemanticSegmentation:
+    labels = ["cat", "sofa", "sky", "tree, oak"]
+    model.set_vocabulary(labels, processor(text=labels).input_ids)
+    return model

@@ -1,0 +1,168 @@
+"""Saving, loading and the Auto classes."""
+
+import filecmp
+import subprocess
+import sys
+
+import pytest
+import torch
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForSemanticSegmentation,
+    AutoProcessor,
+    CLIPModel,
+)
+
+from catseg_hf import (
+    CATSegConfig,
+    CATSegForSemanticSegmentation,
+    CATSegImageProcessorPil,
+    CATSegModel,
+    CATSegProcessor,
+)
+
+
+PIXELS = torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+
+
+def segment(model):
+    with torch.no_grad():
+        return model.eval()(PIXELS, sliding_window=False).logits
+
+
+@pytest.fixture
+def saved(model_with_vocabulary, processor, tmp_path):
+    model_with_vocabulary.save_pretrained(tmp_path / "saved")
+    processor.save_pretrained(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def save_again(folder, again, **arguments):
+    CATSegForSemanticSegmentation.from_pretrained(folder).save_pretrained(again, **arguments)
+    names = sorted(path.name for path in again.iterdir())
+    assert names == sorted(path.name for path in folder.iterdir())
+    return filecmp.cmpfiles(folder, again, names, shallow=False)[0] == names
+
+
+def test_save_load_and_save_again(model_with_vocabulary, tmp_path):
+    model_with_vocabulary.save_pretrained(tmp_path / "first")
+    assert save_again(tmp_path / "first", tmp_path / "second")
+
+
+def test_shards(model_with_vocabulary, tmp_path):
+    model_with_vocabulary.save_pretrained(tmp_path / "first", max_shard_size="1MB")
+    assert (tmp_path / "first" / "model.safetensors.index.json").exists()
+    assert len(list((tmp_path / "first").glob("*.safetensors"))) > 1
+    loaded = CATSegForSemanticSegmentation.from_pretrained(tmp_path / "first")
+    assert torch.equal(segment(loaded), segment(model_with_vocabulary))
+    # Loading leaves transformers another order of the tensors, so that they fall into other shards once.
+    save_again(tmp_path / "first", tmp_path / "second", max_shard_size="1MB")
+    assert save_again(tmp_path / "second", tmp_path / "third", max_shard_size="1MB")
+
+
+def test_auto_classes(saved, model_with_vocabulary):
+    model = AutoModelForSemanticSegmentation.from_pretrained(saved)
+    assert type(model) is CATSegForSemanticSegmentation and not model.training
+    assert torch.equal(segment(model), segment(model_with_vocabulary))
+    assert type(AutoConfig.from_pretrained(saved)) is CATSegConfig
+    processor = AutoProcessor.from_pretrained(saved)
+    assert type(processor) is CATSegProcessor
+    assert type(processor.image_processor) is type(AutoImageProcessor.from_pretrained(saved))
+    assert type(AutoImageProcessor.from_pretrained(saved, backend="pil")) is CATSegImageProcessorPil
+    base = AutoModel.from_pretrained(saved)
+    assert type(base) is CATSegModel
+    with torch.no_grad():
+        assert base(PIXELS).last_hidden_state.shape == (1, 4, 24, 24, 48)
+
+
+def test_loading_says_nothing_about_weights(saved, caplog, capfd):
+    CATSegForSemanticSegmentation.from_pretrained(saved)
+    assert "MISSING" not in capfd.readouterr().err + caplog.text
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", torch.float64])
+def test_dtype(saved, dtype):
+    model = AutoModelForSemanticSegmentation.from_pretrained(saved, dtype=dtype)
+    expected = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    assert model.dtype == expected
+    logits = segment(model)
+    assert logits.dtype == expected and logits.isfinite().all()
+
+
+@pytest.mark.parametrize("attn_implementation", ["eager", "sdpa"])
+def test_attention_implementation(saved, model_with_vocabulary, attn_implementation):
+    model = AutoModelForSemanticSegmentation.from_pretrained(saved, attn_implementation=attn_implementation)
+    for config in (model.config, model.clip.config.vision_config, model.clip.config.text_config):
+        assert config._attn_implementation == attn_implementation
+    torch.testing.assert_close(segment(model), segment(model_with_vocabulary), rtol=0, atol=1e-4)
+
+
+def test_device_map(saved, model_with_vocabulary):
+    model = AutoModelForSemanticSegmentation.from_pretrained(saved, device_map="auto")
+    assert torch.equal(segment(model), segment(model_with_vocabulary))
+
+
+def test_offloaded_weights(saved, model_with_vocabulary, tmp_path):
+    device_map = {"catseg.clip": "cpu", "catseg.aggregator": "disk", "catseg.vocabulary": "cpu", "decoder": "disk"}
+    model = AutoModelForSemanticSegmentation.from_pretrained(
+        saved, device_map=device_map, offload_folder=tmp_path / "offload"
+    )
+    assert torch.equal(segment(model), segment(model_with_vocabulary))
+
+
+def test_new_model_is_initialised():
+    config = CATSegConfig(num_labels=3)
+    with torch.device("meta"):
+        model = CATSegForSemanticSegmentation(config)
+    model.to_empty(device="cpu")
+    for parameter in model.parameters():
+        parameter.data.fill_(float("nan"))
+    for module in model.modules():
+        module._is_hf_initialized = False
+    for parameter in model.parameters():
+        parameter._is_hf_initialized = False
+    model.initialize_weights()
+    broken = [name for name, parameter in model.named_parameters() if not parameter.isfinite().all()]
+    assert broken == ["catseg.clip.logit_scale"]  # left as it is by CLIP, unused here
+
+
+def test_missing_weights_are_initialised(saved, model_with_vocabulary):
+    state_dict = model_with_vocabulary.state_dict()
+    missing = [name for name in state_dict if "decoder" in name or "padding" in name or "vocabulary" in name]
+    for name in missing:
+        del state_dict[name]
+    model = CATSegForSemanticSegmentation.from_pretrained(
+        None, config=model_with_vocabulary.config, state_dict=state_dict
+    )
+    for name in missing:
+        assert model.state_dict()[name].isfinite().all()
+    assert not model.catseg.vocabulary.input_ids.any()
+
+
+def test_prompt_templates_are_saved(saved, tmp_path):
+    processor = AutoProcessor.from_pretrained(saved)
+    processor.prompt_templates = ["a {}.", "many {}."]
+    processor.save_pretrained(tmp_path / "again")
+    assert AutoProcessor.from_pretrained(tmp_path / "again").prompt_templates == ["a {}.", "many {}."]
+
+
+def test_the_backbone_is_a_clip_model(saved, tmp_path):
+    model = CATSegForSemanticSegmentation.from_pretrained(saved)
+    model.clip.save_pretrained(tmp_path / "clip")
+    clip = CLIPModel.from_pretrained(tmp_path / "clip")
+    for name, parameter in clip.named_parameters():
+        assert torch.equal(parameter, model.clip.get_parameter(name))
+
+
+def test_import_is_cheap():
+    code = (
+        "import time, torch; from transformers import AutoModel, CLIPModel; start = time.perf_counter();"
+        "import catseg_hf; print(time.perf_counter() - start)"
+    )
+    seconds = [
+        float(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+        for _ in range(2)
+    ]
+    assert min(seconds) < 0.5

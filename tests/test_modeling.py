@@ -1,0 +1,190 @@
+"""What users of transformers expect of a model: outputs, errors, gradient checkpointing, half precision."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from literal import literal_loss
+from torch import nn
+
+
+@pytest.fixture
+def inputs(golden_inputs):
+    return {**golden_inputs, "sliding_window": False}
+
+
+def test_outputs(model, golden_inputs):
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        outputs = model.catseg(**golden_inputs, output_hidden_states=True, output_attentions=True)
+    assert outputs.last_hidden_state.shape == (2, 5, 24, 24, 48)
+    assert outputs.cost_volume.shape == (2, 1, 5, 24, 24)
+    assert outputs.image_embeds.shape == (2, 24, 24, 64)
+    assert outputs.text_embeds.shape == (5, 1, 64)
+    assert [state.shape for state in outputs.guidance_states] == [(2, 24, 24, 128)] * 2
+    assert outputs.class_indices is None
+    assert [state.shape for state in outputs.hidden_states] == [(2, 5, 24, 24, 48)] * 3
+    assert torch.equal(outputs.hidden_states[-1], outputs.last_hidden_state)
+    assert [weights.shape for weights in outputs.attentions] == [(2, 5, 2, 4, 4, 144, 144)] * 2
+    for weights in outputs.attentions:
+        assert torch.allclose(weights.sum(dim=-1), torch.ones(()))
+
+
+@pytest.mark.parametrize("sliding_window", [False, True])
+def test_head_outputs(model, golden_inputs, sliding_window):
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        plain = model(**golden_inputs, sliding_window=sliding_window)
+        full = model(**golden_inputs, sliding_window=sliding_window, output_hidden_states=True, output_attentions=True)
+        as_tuple = model(**golden_inputs, sliding_window=sliding_window, return_dict=False)
+    side = 640 if sliding_window else 96
+    assert plain.logits.shape == (2, 5, side, side)
+    assert plain.hidden_states is None and plain.attentions is None
+    assert torch.equal(plain.logits, full.logits)
+    assert len(full.hidden_states) == 3 and len(full.attentions) == 2
+    assert isinstance(as_tuple, tuple) and torch.equal(as_tuple[0], plain.logits)
+
+
+def test_output_flags_of_the_config(model, inputs):
+    model.config.output_hidden_states = True
+    with torch.no_grad():
+        assert len(model(**inputs).hidden_states) == 3
+
+
+def test_eager_and_sdpa_agree(model, inputs):
+    with torch.no_grad():
+        logits = {}
+        for implementation in ("eager", "sdpa"):
+            model.set_attn_implementation(implementation)
+            logits[implementation] = model(**inputs).logits
+    assert torch.allclose(logits["eager"], logits["sdpa"], atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.bfloat16, 0.2), (torch.float16, 0.02)])
+def test_half_precision(model, inputs, dtype, tolerance):
+    with torch.no_grad():
+        expected = model(**inputs).logits
+        logits = model.to(dtype)(**inputs).logits
+    assert logits.dtype == dtype and logits.isfinite().all()
+    assert (logits - expected).abs().max() < tolerance
+    with torch.no_grad():
+        merged = model(**{**inputs, "sliding_window": True}).logits
+    assert merged.isfinite().all()
+
+
+def test_autocast(model, inputs):
+    with torch.no_grad():
+        expected = model(**inputs).logits
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            logits = model(**inputs).logits
+        assert torch.equal(model(**inputs).logits, expected)  # features encoded under autocast are not kept
+    assert (logits - expected).abs().max() < 0.2
+
+
+def test_gradient_checkpointing(model, inputs):
+    labels = torch.randint(0, 5, (2, 50, 40), generator=torch.Generator().manual_seed(0))
+    gradients = []
+    model.train()
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.activation_checkpointing_enable()
+        model.zero_grad()
+        model(**inputs, labels=labels).loss.backward()
+        gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-7)
+
+
+def test_gradient_checkpointing_keeps_less(model, inputs):
+    def kept_bytes() -> int:
+        kept = {}
+
+        def pack(tensor):
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            logits = model(**inputs).logits
+        del logits
+        return sum(kept.values())
+
+    model.train()
+    without = kept_bytes()
+    model.activation_checkpointing_enable()
+    assert kept_bytes() < without / 2
+
+
+@pytest.mark.parametrize("size", [(30, 20), (96, 96), (17, 120)])
+@pytest.mark.parametrize("ignore_index", [255, 3])
+def test_loss(model, inputs, size, ignore_index):
+    model.config.semantic_loss_ignore_index = ignore_index
+    labels = torch.randint(0, 5, (2, *size), generator=torch.Generator().manual_seed(0))
+    labels[:, :5] = ignore_index
+    with torch.no_grad():
+        outputs = model(**inputs, labels=labels)
+    resized = F.interpolate(outputs.logits, size=size, mode="bilinear")
+    assert outputs.loss.item() == pytest.approx(literal_loss(resized, labels, ignore_index).item(), rel=1e-5)
+
+
+def test_loss_with_the_sliding_window(model, golden_inputs):
+    labels = torch.zeros(2, 64, 64, dtype=torch.long)
+    with torch.no_grad():
+        assert model(**golden_inputs, labels=labels, sliding_window=True).loss.isfinite()
+
+
+def test_any_picture_size(model, golden_inputs):
+    for size in ((1, 1), (3, 700), (640, 480)):
+        with torch.no_grad():
+            assert model(torch.zeros(1, 3, *size), input_ids=golden_inputs["input_ids"]).logits.shape[2:] == (640, 640)
+
+
+def test_sliding_window_default(model, golden_inputs):
+    with torch.no_grad():
+        assert model(**golden_inputs).logits.shape[-1] == 640
+        assert model.train()(**golden_inputs).logits.shape[-1] == 96
+        model.eval().config.sliding_window = False
+        assert model(**golden_inputs).logits.shape[-1] == 96
+
+
+BAD_INPUTS = {
+    "grey picture": (
+        {"pixel_values": torch.zeros(1, 1, 8, 8)},
+        r"shape \(1, 1, 8, 8\) must have the shape \(batch_size, 3",
+    ),
+    "no batch": ({"pixel_values": torch.zeros(3, 8, 8)}, r"shape \(3, 8, 8\) must have"),
+    "empty picture": ({"pixel_values": torch.zeros(1, 3, 0, 8)}, "at least one picture and one pixel"),
+    "nan": ({"pixel_values": torch.full((1, 3, 8, 8), float("nan"))}, "Picture 0 .*NaN or infinite"),
+    "infinite": ({"pixel_values": torch.full((1, 3, 8, 8), float("inf"))}, "Picture 0 .*NaN or infinite"),
+    "both texts": ({"text_embeds": torch.zeros(5, 1, 64)}, "both `input_ids` and `text_embeds`"),
+    "empty vocabulary": ({"input_ids": torch.zeros(0, 77, dtype=torch.long)}, "at least one class"),
+    "long prompts": ({"input_ids": torch.zeros(2, 78, dtype=torch.long)}, r"shape \(2, 78\).*at most 77 tokens"),
+    "prompts": ({"input_ids": torch.zeros(2, 3, 77, dtype=torch.long)}, r"shape \(2, 3, 77\).*num_prompts` = 1"),
+    "embeds": ({"input_ids": None, "text_embeds": torch.zeros(5, 64)}, r"`text_embeds` of shape \(5, 64\).*1, 64\)"),
+    "no classes": ({"input_ids": None, "text_embeds": torch.zeros(0, 1, 64)}, "num_classes >= 1"),
+    "label shape": ({"labels": torch.zeros(1, 1, 8, 8, dtype=torch.long)}, r"`labels` of shape \(1, 1, 8, 8\)"),
+    "label batch": ({"labels": torch.zeros(2, 8, 8, dtype=torch.long)}, r"batch_size = 1"),
+    "label type": ({"labels": torch.zeros(1, 8, 8)}, "torch.float32 must be integers"),
+    "label range": ({"labels": torch.full((1, 8, 8), 5)}, r"values \[5\], but there are 5 classes.*\[0, 4\]"),
+    "negative label": ({"labels": torch.full((1, 8, 8), -1)}, r"values \[-1\]"),
+    "global views": (
+        {"global_pixel_values": torch.zeros(2, 3, 8, 8), "sliding_window": True},
+        "1 pictures in `pixel_values` and 2 in `global_pixel_values`",
+    ),
+}
+
+
+@pytest.mark.parametrize("bad, message", BAD_INPUTS.values(), ids=BAD_INPUTS.keys())
+def test_bad_input(model, inputs, bad, message):
+    good = {"pixel_values": inputs["pixel_values"][:1], "input_ids": inputs["input_ids"], "sliding_window": False}
+    with torch.no_grad(), pytest.raises(ValueError, match=message):
+        model(**{**good, **bad})
+
+
+def test_no_second_copy_of_clip(model):
+    from transformers import CLIPModel
+
+    assert isinstance(model.catseg.clip, CLIPModel)
+    outside = [
+        name for name, module in model.named_modules() if isinstance(module, nn.Embedding) and "clip" not in name
+    ]
+    assert outside == []
