@@ -3,8 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from literal import literal_loss
 from torch import nn
+
+from literal import literal_loss
 
 
 @pytest.fixture

@@ -81,8 +81,8 @@ def test_stage(name, stages, golden):
 @pytest.mark.parametrize("index", [0, 1])
 def test_aggregation_layer(index, model, golden):
     """
-    Each layer on the golden output of the one before. Through both layers the synthetic weights amplify the rounding of
-    CLIP's features until the golden `layer1_out` itself is 1.1e-4 away from its float64 value.
+    Each layer on the golden output of the one before. Through both layers the synthetic weights amplify the rounding
+    of CLIP's features until the golden `layer1_out` itself is 1.1e-4 away from its float64 value.
     """
     layer = model.catseg.aggregator.layers[index]
     tokens = channels_last(golden["cost_embedding" if index == 0 else f"layer{index - 1}_out"])

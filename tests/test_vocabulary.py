@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
-from conftest import converted_model
 from torch import nn
 
 from catseg_hf import CATSegForSemanticSegmentation
+from conftest import converted_model
 
 
 LABELS = ["cat", "sofa", "sky", "tree, oak"]
