@@ -189,7 +189,7 @@ def assert_same(actual: torch.Tensor, expected: torch.Tensor, tolerance: float):
     torch.testing.assert_close(actual, expected, rtol=0, atol=tolerance)
 
 
-@deterministic
+@settings(deterministic, max_examples=80)
 @given(case=cases(), training=st.booleans())
 @torch.no_grad()
 def test_logits_equal_the_literal_ones(case: Case, training: bool):
@@ -218,8 +218,7 @@ def test_sliding_window_equals_the_literal_one(case: Case, overlap: float, has_g
         logits = model(pixel_values, text_embeds=text_embeds, global_pixel_values=global_pixel_values).logits
     expected = literal_sliding_window(model, pixel_values, global_pixel_values, text_embeds)
     assert logits.isfinite().all()
-    # The model averages probabilities in float32, whatever its own type.
-    assert_same(logits.sigmoid(), expected.float(), max(case.tolerance / 10, 1e-6))
+    assert_same(logits.sigmoid(), expected, case.tolerance / 10)
 
 
 @deterministic
@@ -267,7 +266,7 @@ def test_class_chunks_change_nothing(case: Case, training: bool):
 def test_gradients_equal_the_literal_ones(case: Case, training: bool, checkpointing: bool):
     model = build_model(case).train(training)
     if checkpointing:
-        model.gradient_checkpointing_enable()
+        model.activation_checkpointing_enable()
     pixel_values, text_embeds = random_inputs(case)
     labels = random_labels(case)
     parameters = {name: weight for name, weight in model.named_parameters() if not name.startswith(TEXT_TOWER)}

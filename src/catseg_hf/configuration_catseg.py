@@ -1,10 +1,12 @@
 """Configuration of CAT-Seg (Cho et al., "CAT-Seg: Cost Aggregation for Open-Vocabulary Semantic Segmentation", CVPR
 2024)."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import CLIPConfig, PreTrainedConfig
+
+from .remote_code_catseg import AUTO_MAP, CUSTOM_PIPELINES
 
 
 COCO_STUFF_LABELS = (
@@ -281,6 +283,7 @@ class CATSegConfig(PreTrainedConfig):
     ```"""
 
     model_type = "catseg"
+    _auto_class = "AutoConfig"
     sub_configs_defaults = {"clip_config": CLIPConfig}
 
     clip_config: dict | CLIPConfig | None = None
@@ -312,11 +315,17 @@ class CATSegConfig(PreTrainedConfig):
             self.clip_config = default_clip_config()
         if self.id2label is None and kwargs.get("num_labels") in (None, len(COCO_STUFF_LABELS)):
             self.id2label = dict(enumerate(COCO_STUFF_LABELS))
+        # The installed package registers the task: pipelines must not ask for trust in the folder's copy of its code.
+        is_remote_code = __name__.startswith("transformers_modules.")
+        kwargs["custom_pipelines"] = CUSTOM_PIPELINES if is_remote_code else {}
         for name in PAIRS:
             setattr(self, name, list(getattr(self, name)))
         super().__post_init__(**kwargs)
         self.id2label = {int(index): label for index, label in self.id2label.items()}
         self.label2id = {label: index for index, label in self.id2label.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**super().to_dict(), "auto_map": AUTO_MAP, "custom_pipelines": CUSTOM_PIPELINES}
 
     @property
     def feature_size(self) -> int:

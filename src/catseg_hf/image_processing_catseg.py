@@ -32,6 +32,8 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType, logging, requires_backends
 
+from .remote_code_catseg import IMAGE_PROCESSOR_AUTO_MAP
+
 
 logger = logging.get_logger(__name__)
 
@@ -154,6 +156,7 @@ def _flatten(images: Any, ndim: int) -> list[Any]:
 class _CATSegImageProcessing:
     """What both backends share; they add `_resize_to`, the antialiased resize of step 1."""
 
+    _auto_class = "AutoImageProcessor"
     valid_kwargs = CATSegImageProcessorKwargs
     model_input_names = ["pixel_values", "global_pixel_values"]
     default_to_square = False
@@ -171,6 +174,9 @@ class _CATSegImageProcessing:
     window_image_size = 640
     sliding_window_size = 384
     image_size = 384
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**super().to_dict(), "auto_map": IMAGE_PROCESSOR_AUTO_MAP}
 
     def preprocess(
         self,
@@ -405,25 +411,54 @@ class _CATSegImageProcessing:
         Raises:
             `ValueError`: when there is not one target size per picture, or one is not two positive integers.
         """
-        logits = outputs.logits
-        if target_sizes is None:
-            target_sizes = [tuple(logits.shape[-2:])] * len(logits)
-        elif isinstance(target_sizes, torch.Tensor):
-            target_sizes = target_sizes.tolist()
-        if len(target_sizes) != len(logits):
-            raise ValueError(
-                f"{len(target_sizes)} target sizes were given for {len(logits)} pictures in the logits: pass one "
-                "(height, width) per picture."
-            )
         results = []
-        for image_logits, size in zip(logits, map(_check_target_size, target_sizes), strict=True):
+        for image_logits, size in _with_target_sizes(outputs.logits, target_sizes):
             if return_segmentation_scores:
                 scores = _resize_bilinear(image_logits.float().sigmoid(), size)
                 data = {"segmentation": scores.argmax(dim=0), "segmentation_scores": scores}
                 results.append(SemanticSegmentationPostProcessorOutput(data=data))
             else:
-                results.append(_most_probable_class(image_logits, size))
+                results.append(_most_probable_class(image_logits, size)[0])
         return results
+
+    def post_process_most_probable_class(
+        self, outputs: Any, target_sizes: "list[tuple[int, int]] | torch.Tensor | None" = None
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """
+        What `post_process_semantic_segmentation` gives, with the probability of the class that was taken. Memory stays
+        bounded for any number of classes.
+
+        Args:
+            outputs:
+                The model's output, with `logits` of shape (B, T, h, w).
+            target_sizes (`list[tuple[int, int]]` or `torch.Tensor` of shape (B, 2), *optional*):
+                Height and width in pixels of every picture. By default nothing is resized.
+
+        Returns:
+            A list of B pairs: the classes, a `torch.LongTensor` of shape (H, W), and their probabilities, a
+            `torch.FloatTensor` of shape (H, W) in 0..1.
+
+        Raises:
+            `ValueError`: when there is not one target size per picture, or one is not two positive integers.
+        """
+        pairs = _with_target_sizes(outputs.logits, target_sizes)
+        return [_most_probable_class(image_logits, size) for image_logits, size in pairs]
+
+
+def _with_target_sizes(
+    logits: torch.Tensor, target_sizes: "list[tuple[int, int]] | torch.Tensor | None"
+) -> list[tuple[torch.Tensor, tuple[int, int]]]:
+    """Every picture's logits (T, h, w) and the size (height, width) that is wanted of it."""
+    if target_sizes is None:
+        target_sizes = [tuple(logits.shape[-2:])] * len(logits)
+    elif isinstance(target_sizes, torch.Tensor):
+        target_sizes = target_sizes.tolist()
+    if len(target_sizes) != len(logits):
+        raise ValueError(
+            f"{len(target_sizes)} target sizes were given for {len(logits)} pictures in the logits: pass one "
+            "(height, width) per picture."
+        )
+    return list(zip(logits, map(_check_target_size, target_sizes), strict=True))
 
 
 def _check_target_size(size: Any) -> tuple[int, int]:
@@ -436,8 +471,9 @@ def _check_target_size(size: Any) -> tuple[int, int]:
     return height, width
 
 
-def _most_probable_class(logits: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Arg max over T of the probabilities (T, h, w) resized to `size`, a few classes at a time."""
+def _most_probable_class(logits: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Arg max over T of the probabilities (T, h, w) resized to `size`, and its probability, a few classes at a
+    time."""
     pixels = size[0] * size[1] + 2 * logits.shape[-2] * logits.shape[-1]
     best = torch.full(size, -1.0, device=logits.device)
     segmentation = torch.zeros(size, dtype=torch.int64, device=logits.device)
@@ -448,7 +484,7 @@ def _most_probable_class(logits: torch.Tensor, size: tuple[int, int]) -> torch.T
             segmentation.masked_fill_(scores > best, index)
             torch.maximum(best, scores, out=best)
             index += 1
-    return segmentation
+    return segmentation, best
 
 
 class CATSegImageProcessorPil(_CATSegImageProcessing, PilBackend):

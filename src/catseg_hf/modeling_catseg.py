@@ -21,7 +21,7 @@ from .configuration_catseg import CATSegConfig
 from .modeling_catseg_aggregation import CATSegAggregator, CATSegClassBlock
 from .modeling_catseg_decoder import CATSegDecoder
 from .sliding_window_catseg import merge_windows, split_windows
-from .tensor_ops_catseg import resize_bilinear
+from .tensor_ops_catseg import at_least_float32, resize_bilinear
 
 
 # The image-segmentation pipeline looks names up here and not in the Auto classes.
@@ -428,6 +428,8 @@ class CATSegModel(CATSegPreTrainedModel):
 class CATSegForSemanticSegmentation(CATSegPreTrainedModel):
     """CAT-Seg with its upsampling decoder, loss and sliding window: segments a picture into classes named in words."""
 
+    _auto_class = "AutoModelForSemanticSegmentation"
+
     def __init__(self, config: CATSegConfig):
         super().__init__(config)
         self.catseg = CATSegModel(config)
@@ -560,12 +562,13 @@ class CATSegForSemanticSegmentation(CATSegPreTrainedModel):
         self.catseg._check_pixel_values(pixel_values)
         size = self.config.sliding_window_size
         if global_pixel_values is None:
-            global_pixel_values = resize_bilinear(pixel_values, (size, size))
+            global_pixel_values = pixel_values
         elif len(global_pixel_values) != len(pixel_values):
             raise ValueError(
                 f"Got {len(pixel_values)} pictures in `pixel_values` and {len(global_pixel_values)} in "
                 "`global_pixel_values`: give the global view of every picture."
             )
+        global_pixel_values = resize_bilinear(global_pixel_values, (size, size))
         window_logits = [
             self._segment(window, text_embeds).logits for window in split_windows(pixel_values, self.config)
         ]
@@ -598,7 +601,7 @@ class CATSegForSemanticSegmentation(CATSegPreTrainedModel):
         With one-hot targets it is softplus(logit), less the logit of each pixel's own class, so that no targets are
         built.
         """
-        logits = resize_bilinear(logits, labels.shape[-2:]).float()
+        logits = at_least_float32(resize_bilinear(logits, labels.shape[-2:]))
         labelled = labels != self.config.semantic_loss_ignore_index
         own_class = torch.where(labelled, labels, 0)[:, None].long()
         own_logits = logits.gather(1, own_class)[:, 0].masked_fill(~labelled, 0.0)

@@ -228,8 +228,7 @@ class CATSegClassAttention(CATSegGuidedAttention):
         num_padding_tokens: int,
     ) -> torch.Tensor:
         """Tokens `(B, positions, T, C)`, projected guidance `(B, 1, T, C)`, and the padding token `(1, C)` with its
-        guidance
-        `(1, text_guidance_size)`."""
+        guidance `(1, text_guidance_size)`."""
         queries, keys, values = self.queries_keys_values(hidden_states, guidance)
         padding_key = padding_value = None
         if num_padding_tokens > 0:

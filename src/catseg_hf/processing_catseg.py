@@ -10,6 +10,8 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.tokenization_utils_base import LARGE_INTEGER
 from transformers.utils import TensorType
 
+from .remote_code_catseg import PROCESSOR_AUTO_MAP
+
 
 DEFAULT_PROMPT_TEMPLATES = ["A photo of a {} in the scene"]
 CLIP_MAX_LENGTH = 77
@@ -32,11 +34,16 @@ class CATSegProcessor(ProcessorMixin):
         `ValueError`: for no templates, or one that does not hold exactly one `{}` and no other brace.
     """
 
+    _auto_class = "AutoProcessor"
+
     def __init__(self, image_processor, tokenizer, prompt_templates: list[str] | None = None):
         self.prompt_templates = _check_templates(
             DEFAULT_PROMPT_TEMPLATES if prompt_templates is None else prompt_templates
         )
         super().__init__(image_processor, tokenizer)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**super().to_dict(), "auto_map": PROCESSOR_AUTO_MAP}
 
     @property
     def unused_input_names(self) -> list[str]:

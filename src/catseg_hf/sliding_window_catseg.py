@@ -3,7 +3,7 @@
 import torch
 
 from .configuration_catseg import CATSegConfig
-from .tensor_ops_catseg import chunk_size, resize_bilinear
+from .tensor_ops_catseg import at_least_float32, chunk_size, resize_bilinear
 
 
 def split_windows(pixel_values: torch.Tensor, config: CATSegConfig) -> list[torch.Tensor]:
@@ -18,17 +18,16 @@ def merge_windows(
 ) -> torch.Tensor:
     """
     The inverse of [`split_windows`] for logits `(B, T, h, w)` of the four windows and of the global view. Returns
-    float32 logits `(B, T, image_size, image_size)` of averaged probabilities: over the windows that cover a pixel,
-    then with the global view.
+    logits `(B, T, image_size, image_size)`, at least in float32, of averaged probabilities: over the windows that
+    cover a pixel, then with the global view.
     """
-    size, stride, image_size = (
-        config.sliding_window_size,
-        config.sliding_window_stride,
-        config.sliding_window_image_size,
-    )
+    size, stride = config.sliding_window_size, config.sliding_window_stride
+    image_size = config.sliding_window_image_size
+    window_logits = [at_least_float32(logits) for logits in window_logits]
+    global_logits = at_least_float32(global_logits)
     batch_size, num_classes = global_logits.shape[:2]
     starts = [(y, x) for y in (0, stride) for x in (0, stride)]
-    coverage = global_logits.new_zeros(image_size, image_size, dtype=torch.float32)
+    coverage = global_logits.new_zeros(image_size, image_size)
     for y, x in starts:
         coverage[y : y + size, x : x + size] += 1
 
@@ -38,15 +37,15 @@ def merge_windows(
         classes = slice(first, first + step)
         windows = torch.zeros_like(merged[:, classes])
         for (y, x), logits in zip(starts, window_logits, strict=True):
-            probabilities = resize_bilinear(logits[:, classes].float(), (size, size)).sigmoid()
+            probabilities = resize_bilinear(logits[:, classes], (size, size)).sigmoid()
             windows[:, :, y : y + size, x : x + size] += probabilities
-        global_view = resize_bilinear(global_logits[:, classes].float(), (size, size)).sigmoid()
+        global_view = resize_bilinear(global_logits[:, classes], (size, size)).sigmoid()
         mean = (windows / coverage + resize_bilinear(global_view, (image_size, image_size))) / 2
         merged[:, classes] = finite_logit(mean)
     return merged
 
 
 def finite_logit(probabilities: torch.Tensor) -> torch.Tensor:
-    """Logits of float32 probabilities in [0, 1], finite at both ends, in the same order."""
+    """Logits of probabilities in [0, 1], finite at both ends, in the same order."""
     bounds = torch.finfo(probabilities.dtype)
     return probabilities.clamp(bounds.tiny, 1 - bounds.eps / 2).logit()

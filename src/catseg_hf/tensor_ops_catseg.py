@@ -18,6 +18,11 @@ def resize_bilinear(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor
     return F.interpolate(images, size=size, mode="bilinear", align_corners=False)
 
 
+def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
+    """Half precision as float32, for what is summed over a whole picture; other types as they are."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def chunk_size(num_slices: int, slice_numel: int, like: torch.Tensor) -> int:
     """How many of `num_slices` independent slices (classes, or rows) to work on at once: as many as have their largest
     activation, of `slice_numel` numbers each, within a fixed number of bytes. Any number gives the same result."""

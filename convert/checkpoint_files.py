@@ -1,0 +1,153 @@
+"""Opens checkpoints without running anything in them, downloads the released ones, and says what is wrong if that fails."""
+
+import os
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import constants, hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+from original_architecture import listing
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+
+RELEASE = "hamacojr/CAT-Seg-weights"
+VARIANTS = {"base": "model_base.pth", "large": "model_large.pth"}
+
+ZIP_MAGIC = b"PK\x03\x04"
+PICKLE_MAGIC = b"\x80"
+
+
+def open_checkpoint(path: str | os.PathLike) -> Mapping[str, Any]:
+    """
+    The contents of a `.pth` or `.safetensors` file. Pickles are opened with `weights_only=True`: nothing in them runs.
+    Where the format allows, tensors stay on disk until they are used.
+
+    Raises:
+        ValueError: With one sentence, if the file is missing, truncated, of another kind, or wants to run code.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: name the checkpoint file in it.")
+    if not path.exists():
+        raise ValueError(f"There is no file {path}.")
+    try:
+        with path.open("rb") as file:
+            start = file.read(1024)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}.") from None
+    if not start:
+        raise ValueError(f"{path} is empty: its download must have failed, fetch it again.")
+    if start.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{path} is a Git LFS pointer and not the file itself: fetch it with `git lfs pull`.")
+    if start[8:9] == b"{" or path.suffix == ".safetensors":
+        return _open_safetensors(path)
+    if start.startswith(ZIP_MAGIC):
+        return _open_zip(path)
+    if start.startswith(PICKLE_MAGIC):
+        return _open_pickle(path, mmap=False)
+    hint = ", but a web page" if start.lstrip()[:1] == b"<" else ""
+    raise ValueError(f"{path} is not a checkpoint of PyTorch or safetensors{hint}.")
+
+
+def _open_safetensors(path: Path) -> Mapping[str, Any]:
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError, OSError) as error:
+        raise ValueError(
+            f"{path} is truncated, damaged or not a safetensors file: fetch it again ({error})."
+        ) from None
+
+
+def _open_zip(path: Path) -> Mapping[str, Any]:
+    if not zipfile.is_zipfile(path):
+        raise ValueError(
+            f"{path} is truncated: it begins as a checkpoint but ends too early, after {path.stat().st_size:,} bytes. "
+            "Fetch it again."
+        )
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    if any("/code/" in name for name in names):
+        raise ValueError(
+            f"{path} is a TorchScript archive, as OpenAI's plain CLIP weights are, and not a checkpoint of CAT-Seg."
+        )
+    if not any(name.endswith("data.pkl") for name in names):
+        raise ValueError(f"{path} is a zip archive, but not a checkpoint of PyTorch.")
+    return _open_pickle(path, mmap=True)
+
+
+def _open_pickle(path: Path, mmap: bool) -> Mapping[str, Any]:
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        raise ValueError(_refusal(path, error)) from None
+    except Exception as error:  # torch raises all kinds for damaged files
+        raise ValueError(
+            f"{path} is truncated or damaged: fetch it again ({_first_line(error) or type(error).__name__})."
+        ) from None
+    if not isinstance(checkpoint, Mapping):
+        raise ValueError(f"{path} holds a {type(checkpoint).__name__} and not the named tensors of a checkpoint.")
+    return checkpoint
+
+
+def _refusal(path: Path, error: Exception) -> str:
+    """Why the weights-only unpickler refused a file."""
+    named = re.search(r"(?:GLOBAL|class|call to|Trying to call reduce for unrecognized function) ([\w.]+)", str(error))
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # only zip archives can be searched
+        names = [named[1]] if named else []
+    if any(name.startswith(("mmengine.", "mmcv.", "mmseg.")) for name in names):
+        return f"{path} is a checkpoint of mmsegmentation and not of CAT-Seg: take the authors' own `.pth` file."
+    if names or named:
+        return (
+            f"{path} was refused and nothing in it was run: it is a pickle that calls code ({listing(names)}), and "
+            "a checkpoint needs none."
+        )
+    return f"{path} is not a checkpoint of PyTorch, or is damaged ({_first_line(error)})."
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0]
+
+
+def download_checkpoint(variant: str) -> Path:
+    """
+    The released checkpoint, "base" or "large", from the authors' Space on the Hub: through the cache, resuming what
+    was interrupted. HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are respected.
+
+    Raises:
+        ValueError: With one sentence, if it cannot be had.
+    """
+    filename = VARIANTS[variant]
+    source = f"{filename} of the Space {RELEASE}"
+    endpoint = constants.ENDPOINT
+    try:
+        return Path(hf_hub_download(repo_id=RELEASE, repo_type="space", filename=filename))
+    except GatedRepoError:
+        reason = "it asks for an access that your token does not have"
+    except LocalEntryNotFoundError:
+        if constants.is_offline_mode():
+            reason = "the Hub is switched off (HF_HUB_OFFLINE) and it is not in the cache"
+        else:
+            reason = f"{endpoint} cannot be reached and it is not in the cache"
+    except RepositoryNotFoundError:
+        reason = f"{endpoint} has no such Space, or needs a token for it (HF_TOKEN)"
+    except EntryNotFoundError:
+        reason = "the Space has no such file"
+    except HfHubHTTPError as error:
+        reason = f"{endpoint} answered with status {error.response.status_code}"
+    except Exception as error:  # the transport's own errors, whichever HTTP library it uses
+        reason = f"{_first_line(error) or type(error).__name__}. Run the same command again to resume"
+    raise ValueError(f"Could not download {source}: {reason}.")

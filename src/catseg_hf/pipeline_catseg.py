@@ -1,0 +1,322 @@
+"""Open-vocabulary segmentation pipeline of CAT-Seg ("CAT-Seg: Cost Aggregation for Open-Vocabulary Semantic
+Segmentation", CVPR 2024): the task "zero-shot-image-segmentation"."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from io import BytesIO
+from numbers import Real
+from threading import Lock
+from types import GeneratorType
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch.utils.data import Dataset, Subset
+from transformers.image_utils import load_image
+from transformers.pipelines.base import Pipeline
+
+
+# All labels of a call are segmented together: at 640 x 640 each takes 1.6 MB of logits for every picture.
+MAX_LABELS = 4096
+URL_TIMEOUT = 30.0
+
+# More masks than this, in bytes, are kept as PNGs that Pillow unpacks when they are looked at.
+_MAX_MASK_BYTES = 256 * 2**20
+# A fast tokenizer cannot be set up by one thread while it is being used by another.
+_TOKENIZER_LOCK = Lock()
+
+
+class OpenVocabularySegmentationPipeline(Pipeline):
+    """
+    Segments pictures into classes named in words, all of them in one pass of a CAT-Seg model.
+
+    Args:
+        model ([`CATSegForSemanticSegmentation`]): The model. It is put into evaluation mode.
+        processor ([`CATSegProcessor`]): Its processor.
+        kwargs: Arguments of [`Pipeline`], and defaults for those of [`~OpenVocabularySegmentationPipeline.__call__`].
+
+    Raises:
+        ValueError: If the model is not CAT-Seg, or the processor is missing.
+
+    Example:
+
+    ```python
+    >>> import catseg_hf  # registers the task
+    >>> from transformers import pipeline
+
+    >>> segmenter = pipeline("zero-shot-image-segmentation", model="demo/output/catseg-tiny")
+    >>> for segment in segmenter("photo.jpg", candidate_labels=["cat", "sofa"]):
+    ...     print(segment["label"], segment["score"], segment["mask"].size)
+    ```"""
+
+    _load_processor = True
+    _load_image_processor = False
+    _load_feature_extractor = False
+    _load_video_processor = False
+    _load_tokenizer = False
+
+    def __init__(self, model, processor=None, **kwargs):
+        model_type = getattr(getattr(model, "config", None), "model_type", None)
+        if model_type != "catseg" or not hasattr(model, "decoder"):
+            raise ValueError(
+                f"The model is a {type(model).__name__} (model type {model_type!r}), but only "
+                "CATSegForSemanticSegmentation is accepted: load a CAT-Seg checkpoint."
+            )
+        if not hasattr(processor, "encode_vocabulary"):
+            raise ValueError(
+                f"The processor is a {type(processor).__name__}, but a CATSegProcessor is needed: pass "
+                "`processor=AutoProcessor.from_pretrained(...)` of the same checkpoint."
+            )
+        super().__init__(model, processor=processor, **kwargs)
+        self.model.eval()
+
+    def __call__(
+        self, image: Any, candidate_labels: str | Iterable[str] | None = None, **kwargs: Any
+    ) -> "list[dict[str, Any]] | dict[str, Any] | list | Iterable":
+        """
+        Args:
+            image:
+                A picture: path, URL, base64 text, PIL image (shown upright, as its EXIF orientation says), or array
+                or tensor of shape (H, W), (H, W, C) or (C, H, W), see [`CATSegImageProcessorPil.preprocess`]. Or
+                several: a list or tuple of pictures gives a list of results; a generator, another iterable, a data
+                set of pictures (such as `KeyDataset`) or a column of one (`dataset["image"]`) gives an iterator of
+                results, which takes pictures as it goes.
+            candidate_labels (`str` or `Iterable[str]`, *optional*):
+                The classes to tell apart, at most 4096: a list of labels, or one string of labels separated by
+                commas. In a list, "tree, oak" is one label with a synonym, and the first word is what is looked for.
+                By default the checkpoint's own vocabulary, `model.config.id2label`.
+            threshold (`float`, *optional*):
+                Pixels whose best class has a probability below it, between 0 and 1, belong to no segment. By default
+                every pixel belongs to one.
+            prompt_templates (`str` or `list[str]`, *optional*):
+                Sentences in which `{}` stands for the class, in place of the processor's: as many as the model was
+                trained with (`config.num_prompts`).
+            return_segmentation_map (`bool`, *optional*, defaults to `False`):
+                Whether to return the map of classes too.
+            timeout (`float`, *optional*, defaults to 30):
+                Seconds that a URL may take to answer.
+            batch_size (`int`, *optional*, defaults to 1):
+                Pictures that the model takes at a time.
+            num_workers (`int`, *optional*, defaults to 0):
+                Processes that read pictures.
+
+        Returns:
+            For each picture a list of its segments, the largest first; classes without a pixel are left out. A segment
+            is a dictionary with
+            - `label` (`str`), one of the labels as it was given;
+            - `score` (`float`), the mean over its mask of the probability of its class, in 0..1;
+            - `mask` (`PIL.Image.Image` of mode "L" in the picture's size), 255 in the segment and 0 elsewhere.
+
+            With `return_segmentation_map=True` it is a dictionary with these `segments`, and `segmentation`, a
+            `torch.LongTensor` of shape (H, W): the index in `candidate_labels` of every pixel's class, -1 for none.
+
+        Raises:
+            ValueError: For a picture that cannot be read; no labels, too many, or what
+                [`CATSegProcessor.encode_vocabulary`] refuses; a threshold that is not between 0 and 1; another number
+                of prompt templates than the model's.
+        """
+        if candidate_labels is not None:
+            kwargs["candidate_labels"] = candidate_labels
+        if image is None:
+            raise ValueError("No picture was given: pass a path, a URL, a PIL image, an array or a tensor.")
+        if isinstance(image, list | tuple):
+            # The base class looks at the first of them.
+            return super().__call__(list(image), **kwargs) if len(image) else []
+        single = str | os.PathLike | Image.Image | np.ndarray | torch.Tensor | Mapping
+        if not isinstance(image, single | Dataset | GeneratorType):
+            if isinstance(image, Sequence):
+                image = Subset(image, range(len(image)))
+            elif isinstance(image, Iterable):
+                image = (item for item in image)
+        return super().__call__(image, **kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any):
+        """Saves the model and the processor, for [`pipeline`] to load."""
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory, **kwargs)
+
+    def _sanitize_parameters(
+        self,
+        candidate_labels: str | Iterable[str] | None = None,
+        threshold: float | None = None,
+        prompt_templates: str | list[str] | None = None,
+        return_segmentation_map: bool | None = None,
+        timeout: float | None = None,
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        preprocess_kwargs, forward_kwargs, postprocess_kwargs = {}, {}, {}
+        if timeout is not None:
+            preprocess_kwargs["timeout"] = timeout
+        if candidate_labels is not None:
+            forward_kwargs["labels"] = _split_labels(candidate_labels)
+        if prompt_templates is not None:
+            forward_kwargs["prompt_templates"] = prompt_templates
+        if threshold is not None:
+            is_number = isinstance(threshold, Real) and not isinstance(threshold, bool)
+            if not is_number or not 0 <= threshold <= 1:
+                raise ValueError(f"`threshold` must be a probability between 0 and 1, got {threshold!r}.")
+            postprocess_kwargs["threshold"] = threshold
+        if return_segmentation_map is not None:
+            postprocess_kwargs["return_segmentation_map"] = return_segmentation_map
+        return preprocess_kwargs, forward_kwargs, postprocess_kwargs
+
+    def preprocess(self, image: Any, timeout: float = URL_TIMEOUT) -> dict[str, torch.Tensor]:
+        pixels = read_picture(image, self.processor.image_processor, timeout)
+        inputs = self.processor(images=pixels, input_data_format="channels_first").to(self.dtype)
+        return {**inputs, "target_sizes": torch.tensor([pixels.shape[-2:]])}
+
+    def _forward(
+        self,
+        model_inputs: Mapping[str, torch.Tensor],
+        labels: list[str] | None = None,
+        prompt_templates: str | list[str] | None = None,
+    ) -> dict[str, list]:
+        model_inputs = dict(model_inputs)
+        target_sizes = model_inputs.pop("target_sizes")
+        input_ids = None
+        if labels is None:
+            id2label = self.model.config.id2label
+            labels = [id2label[index] for index in sorted(id2label)]
+            if prompt_templates is not None:
+                input_ids = self._encode_vocabulary(labels, prompt_templates)
+        else:
+            input_ids = self._encode_vocabulary(labels, prompt_templates)
+        outputs = self.model(**model_inputs, input_ids=input_ids)
+        # Here and not in `postprocess`: it is done where the logits are, which need not be moved or kept then.
+        pairs = self.processor.image_processor.post_process_most_probable_class(outputs, target_sizes)
+        segmentations, probabilities = zip(*pairs, strict=True)
+        return {
+            "segmentation": list(segmentations),
+            "probability": list(probabilities),
+            # An array: unlike a list it is given its batch axis back when the base class takes a batch apart.
+            "labels": [np.array(labels, dtype=object)] * len(pairs),
+        }
+
+    def postprocess(
+        self,
+        model_outputs: Mapping[str, Any],
+        threshold: float | None = None,
+        return_segmentation_map: bool = False,
+    ) -> list[dict[str, Any]] | dict[str, Any]:
+        segmentation, probability, labels = (
+            model_outputs[name][0] for name in ("segmentation", "probability", "labels")
+        )
+        if threshold is not None:
+            segmentation = segmentation.masked_fill(probability < threshold, -1)
+        classes = (segmentation + 1).flatten()
+        areas = torch.bincount(classes, minlength=len(labels) + 1)[1:]
+        sums = torch.bincount(classes, weights=probability.flatten().double(), minlength=len(labels) + 1)[1:]
+        del classes, probability
+        present = [int(index) for index in areas.argsort(descending=True, stable=True) if areas[index]]
+        compress = len(present) * segmentation.numel() > _MAX_MASK_BYTES
+        class_map = segmentation.to(torch.int16).numpy()
+        segments = [
+            {
+                "label": labels[index],
+                "score": float(sums[index] / areas[index]),
+                "mask": _draw_mask(class_map == index, compress),
+            }
+            for index in present
+        ]
+        return {"segments": segments, "segmentation": segmentation} if return_segmentation_map else segments
+
+    def _encode_vocabulary(self, labels: list[str], prompt_templates: str | list[str] | None) -> torch.LongTensor:
+        """Token ids of shape (T, P, L) of the labels' prompts."""
+        processor = self.processor
+        if prompt_templates is not None:
+            processor = type(processor)(processor.image_processor, processor.tokenizer, prompt_templates)
+        num_templates, num_prompts = len(processor.prompt_templates), self.model.config.num_prompts
+        if num_templates != num_prompts:
+            raise ValueError(
+                f"There are {num_templates} prompt templates, but the model takes {num_prompts} for every label "
+                f"(`config.num_prompts`): pass {num_prompts} as `prompt_templates`."
+            )
+        with _TOKENIZER_LOCK:
+            return processor.encode_vocabulary(labels)
+
+
+def read_picture(picture: Any, image_processor: Any, timeout: float | None = URL_TIMEOUT) -> torch.Tensor:
+    """
+    Reads a picture of any kind that [`OpenVocabularySegmentationPipeline`] takes.
+
+    Args:
+        picture: Path, URL, base64 text, PIL image, array or tensor.
+        image_processor ([`CATSegImageProcessor`] or [`CATSegImageProcessorPil`]): Converts it.
+        timeout (`float`, *optional*, defaults to 30): Seconds that a URL may take to answer; `None` waits forever.
+
+    Returns:
+        `torch.Tensor` of shape (3, H, W): RGB as uint8, or as float32 for a float array.
+
+    Raises:
+        ValueError: If it cannot be read, with a sentence that names the picture.
+    """
+    try:
+        if isinstance(picture, str | os.PathLike):
+            name = _shorten(picture)
+            if os.path.isfile(picture):
+                picture = image_processor.fetch_images(picture)
+            elif isinstance(picture, str) and picture.startswith(("http://", "https://")):
+                picture = load_image(picture, timeout=timeout)
+            elif isinstance(picture, str) and not os.path.exists(picture):
+                picture = _decode_base64(picture)
+            else:
+                raise FileNotFoundError("there is no such file")
+        else:
+            name = type(picture).__name__
+            if isinstance(picture, Image.Image):
+                picture = ImageOps.exif_transpose(picture)
+    except UnidentifiedImageError as error:
+        raise ValueError(f"The picture {name} could not be read: Pillow knows no such format.") from error
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise ValueError(f"The picture {name} could not be read: {reason.rstrip('.')}.") from error
+    if not isinstance(picture, Image.Image | np.ndarray | torch.Tensor):
+        raise ValueError(
+            f"A {name} is not a picture: pass paths, URLs, PIL images, arrays or tensors, of a data set its column "
+            "of pictures (`dataset['image']`)."
+        )
+    return image_processor.process_image(picture)
+
+
+def _decode_base64(text: str) -> Image.Image:
+    try:
+        return load_image(text)
+    except ValueError as error:
+        raise FileNotFoundError("there is no such file") from error
+
+
+def _shorten(text: str | os.PathLike, length: int = 200) -> str:
+    text = os.fspath(text)
+    return repr(text if len(text) <= length else f"{text[:length]}...")
+
+
+def _split_labels(candidate_labels: str | Iterable[str]) -> list[str]:
+    if isinstance(candidate_labels, str):
+        labels = [label.strip() for label in candidate_labels.split(",") if label.strip()]
+    elif isinstance(candidate_labels, Iterable):
+        labels = list(candidate_labels)
+    else:
+        raise ValueError(
+            f"`candidate_labels` is {candidate_labels!r}, but a list of labels, or a string of labels separated by "
+            "commas, is needed."
+        )
+    if not labels:
+        raise ValueError("`candidate_labels` has no labels: name at least one class to look for.")
+    if len(labels) > MAX_LABELS:
+        raise ValueError(
+            f"`candidate_labels` has {len(labels)} labels, but at most {MAX_LABELS} are accepted, since all of them "
+            "are segmented together: leave labels out."
+        )
+    return labels
+
+
+def _draw_mask(mask: np.ndarray, compress: bool) -> Image.Image:
+    image = Image.fromarray(mask.astype(np.uint8) * np.uint8(255))
+    if not compress:
+        return image
+    buffer = BytesIO()
+    image.save(buffer, format="PNG", compress_level=1)
+    return Image.open(buffer)
+
+
+__all__ = ["OpenVocabularySegmentationPipeline"]
