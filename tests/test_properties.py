@@ -277,20 +277,17 @@ def test_gradients_equal_the_literal_ones(case: Case, training: bool, checkpoint
 
     expected_loss = literal_loss(literal_logits(model, pixel_values, text_embeds), labels, ignore_index=255)
     outputs = model(pixel_values, text_embeds=text_embeds, labels=labels, sliding_window=False)
-    loss = literal_loss(outputs.logits, labels, ignore_index=255)
-    # The model's own loss is a float32 one, whatever the model's type.
-    torch.testing.assert_close(outputs.loss.double(), expected_loss, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(outputs.loss, expected_loss, rtol=1e-9, atol=0)
 
-    expected = gradients(expected_loss)
+    actual, expected = gradients(outputs.loss), gradients(expected_loss)
     scale = max(gradient.abs().max() for gradient in expected.values() if gradient is not None)
     assert scale > 1e-3
-    for actual, tolerance in ((gradients(loss), 1e-9), (gradients(outputs.loss), 1e-4)):
-        for name, parameter in parameters.items():
-            zeros = torch.zeros_like(parameter)
-            ours, theirs = (zeros if grads[name] is None else grads[name] for grads in (actual, expected))
-            torch.testing.assert_close(
-                ours, theirs, rtol=0, atol=float(tolerance * scale), msg=lambda text, name=name: f"{name}: {text}"
-            )
+    for name, parameter in parameters.items():
+        zeros = torch.zeros_like(parameter)
+        ours, theirs = (zeros if gradients_[name] is None else gradients_[name] for gradients_ in (actual, expected))
+        torch.testing.assert_close(
+            ours, theirs, rtol=0, atol=float(1e-9 * scale), msg=lambda text, name=name: f"{name}: {text}"
+        )
 
     unused = unused_parameters(case)
     assert {name for name, gradient in expected.items() if gradient is None or not gradient.any()} >= unused

@@ -7,11 +7,15 @@ from transformers import (
     AutoModelForSemanticSegmentation,
     AutoProcessor,
 )
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_catseg import CATSegConfig
 from .image_processing_catseg import CATSegImageProcessor, CATSegImageProcessorPil
 from .modeling_catseg import CATSegForSemanticSegmentation, CATSegModel
+from .pipeline_catseg import OpenVocabularySegmentationPipeline
 from .processing_catseg import CATSegProcessor
+from .remote_code_catseg import OPEN_VOCABULARY_TASK
+from .vocabularies import VOCABULARIES, load_vocabulary
 
 
 AutoConfig.register("catseg", CATSegConfig)
@@ -21,6 +25,12 @@ AutoImageProcessor.register(
     CATSegConfig, image_processor_classes={"torchvision": CATSegImageProcessor, "pil": CATSegImageProcessorPil}
 )
 AutoProcessor.register(CATSegConfig, CATSegProcessor)
+PIPELINE_REGISTRY.register_pipeline(
+    OPEN_VOCABULARY_TASK,
+    pipeline_class=OpenVocabularySegmentationPipeline,
+    pt_model=AutoModelForSemanticSegmentation,
+    type="multimodal",
+)
 
 __version__ = "0.1.0"
 
@@ -31,4 +41,7 @@ __all__ = [
     "CATSegImageProcessorPil",
     "CATSegModel",
     "CATSegProcessor",
+    "OpenVocabularySegmentationPipeline",
+    "VOCABULARIES",
+    "load_vocabulary",
 ]
