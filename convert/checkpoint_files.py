@@ -1,10 +1,11 @@
-"""Opens checkpoints without running anything in them, downloads the released ones, and says what is wrong if that fails."""
+"""Opens checkpoints without running anything in them, downloads the released ones, and tells what is wrong."""
 
 import os
 import pickle
-import re
+import pickletools
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from huggingface_hub.errors import (
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
 )
-from original_architecture import listing
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+
+from original_architecture import listing
 
 
 RELEASE = "hamacojr/CAT-Seg-weights"
@@ -90,8 +92,8 @@ def _open_zip(path: Path) -> Mapping[str, Any]:
 def _open_pickle(path: Path, mmap: bool) -> Mapping[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except pickle.UnpicklingError as error:
-        raise ValueError(_refusal(path, error)) from None
+    except pickle.UnpicklingError:
+        raise ValueError(_refusal(path)) from None
     except Exception as error:  # torch raises all kinds for damaged files
         raise ValueError(
             f"{path} is truncated or damaged: fetch it again ({_first_line(error) or type(error).__name__})."
@@ -101,21 +103,34 @@ def _open_pickle(path: Path, mmap: bool) -> Mapping[str, Any]:
     return checkpoint
 
 
-def _refusal(path: Path, error: Exception) -> str:
+def _refusal(path: Path) -> str:
     """Why the weights-only unpickler refused a file."""
-    named = re.search(r"(?:GLOBAL|class|call to|Trying to call reduce for unrecognized function) ([\w.]+)", str(error))
-    try:
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception:  # only zip archives can be searched
-        names = [named[1]] if named else []
+    names = _called_names(path)
     if any(name.startswith(("mmengine.", "mmcv.", "mmseg.")) for name in names):
         return f"{path} is a checkpoint of mmsegmentation and not of CAT-Seg: take the authors' own `.pth` file."
-    if names or named:
+    if names:
         return (
             f"{path} was refused and nothing in it was run: it is a pickle that calls code ({listing(names)}), and "
             "a checkpoint needs none."
         )
-    return f"{path} is not a checkpoint of PyTorch, or is damaged ({_first_line(error)})."
+    return f"{path} is not a checkpoint of PyTorch, or it is damaged: fetch it again."
+
+
+def _called_names(path: Path) -> list[str]:
+    """Functions and classes, other than those that rebuild tensors, that a pickle names: read, not loaded."""
+    if zipfile.is_zipfile(path):
+        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    names, strings = set(), ["", ""]
+    with path.open("rb") as file, suppress(ValueError, UnicodeDecodeError):
+        while True:  # PyTorch's old format is several pickles in a row
+            for opcode, argument, _ in pickletools.genops(file):
+                if opcode.name == "GLOBAL":
+                    names.add(argument.replace(" ", "."))
+                elif opcode.name == "STACK_GLOBAL":
+                    names.add(".".join(strings[-2:]))
+                elif isinstance(argument, str):
+                    strings.append(argument)
+    return sorted(name for name in names if not name.startswith(("torch.", "collections.")))
 
 
 def _first_line(error: Exception) -> str:
@@ -124,8 +139,8 @@ def _first_line(error: Exception) -> str:
 
 def download_checkpoint(variant: str) -> Path:
     """
-    The released checkpoint, "base" or "large", from the authors' Space on the Hub: through the cache, resuming what
-    was interrupted. HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are respected.
+    The released checkpoint, "base" or "large", from the authors' Space on the Hub: through the cache, resuming when
+    the connection breaks. HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are respected.
 
     Raises:
         ValueError: With one sentence, if it cannot be had.
@@ -149,5 +164,5 @@ def download_checkpoint(variant: str) -> Path:
     except HfHubHTTPError as error:
         reason = f"{endpoint} answered with status {error.response.status_code}"
     except Exception as error:  # the transport's own errors, whichever HTTP library it uses
-        reason = f"{_first_line(error) or type(error).__name__}. Run the same command again to resume"
+        reason = f"{_first_line(error) or type(error).__name__}. Run the same command again"
     raise ValueError(f"Could not download {source}: {reason}.")

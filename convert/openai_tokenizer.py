@@ -71,6 +71,6 @@ def check_tokenizer(tokenizer: CLIPTokenizer, config: CATSegConfig):
     if len(tokenizer) > text_config.vocab_size or tokenizer.eos_token_id != text_config.eos_token_id:
         raise ValueError(
             f"The tokenizer has {len(tokenizer)} tokens and ends texts with {tokenizer.eos_token_id}, but the "
-            f"checkpoint has {text_config.vocab_size} and ends them with {text_config.eos_token_id}: name the one that "
-            "it was trained with (--tokenizer)."
+            f"checkpoint has {text_config.vocab_size} and ends them with {text_config.eos_token_id}: name the one "
+            "that it was trained with (--tokenizer)."
         )

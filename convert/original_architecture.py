@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from original_layout import original_tensors
 from transformers import CLIPConfig
 
 from catseg_hf import CATSegConfig
+from original_layout import original_tensors
 
 
 CLIP_HEAD_SIZE = 64

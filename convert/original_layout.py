@@ -18,7 +18,7 @@ def keep(tensor: torch.Tensor, config: CATSegConfig) -> Sequence[torch.Tensor]:
 
 
 def transpose(tensor: torch.Tensor, config: CATSegConfig) -> Sequence[torch.Tensor]:
-    return (tensor.T,)
+    return (tensor.mT,)
 
 
 def drop_first_axis(tensor: torch.Tensor, config: CATSegConfig) -> Sequence[torch.Tensor]:
@@ -194,7 +194,9 @@ def source_names(num_layers: int) -> dict[str, str]:
         choices = [_alternatives(piece, num_layers) for piece in pieces[1::2]]
         for choice in product(*choices):
             literals = [piece.replace("\\", "") for piece in pieces[::2]]
-            source = literals[0] + "".join(chosen + literal for chosen, literal in zip(choice, literals[1:], strict=True))
+            source = literals[0] + "".join(
+                chosen + literal for chosen, literal in zip(choice, literals[1:], strict=True)
+            )
             match = pattern.fullmatch(source)
             names.update({match.expand(target): source for target in targets})
     return names

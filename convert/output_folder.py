@@ -21,8 +21,9 @@ def check_output_folder(folder: str | os.PathLike) -> Path:
         ValueError: If something is there that would have to be replaced.
     """
     folder = Path(folder).expanduser().resolve()
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file: name a folder that does not exist yet (--output_dir).")
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir():
+        raise ValueError(f"{existing} is a file: name a folder that does not exist yet (--output_dir).")
     if folder.is_dir() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty: name a folder that does not exist yet, or empty it (--output_dir).")
     return folder

@@ -1,13 +1,15 @@
 """The weights of an original CAT-Seg checkpoint as those of [`CATSegForSemanticSegmentation`]."""
 
+from collections import defaultdict
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 import torch
-from original_architecture import refuse_other_models
-from original_layout import DROPPED, RULES, original_tensors, source_names
 
 from catseg_hf import CATSegConfig, CATSegForSemanticSegmentation
+from original_architecture import refuse_other_models
+from original_layout import DROPPED, RULES, original_tensors, source_names
 
 
 MAX_LISTED = 10
@@ -33,7 +35,7 @@ def convert_state_dict(state_dict: Mapping[str, Any], config: CATSegConfig) -> d
     tensors = original_tensors(state_dict)
     refuse_other_models(tensors)
     expected = expected_shapes(config)
-    problems: dict[str, list[str]] = {"of no known use": [], "given twice": [], "misshapen": [], "not finite": []}
+    problems: dict[str, list[str]] = defaultdict(list)
     converted: dict[str, torch.Tensor] = {}
     for key, tensor in tensors.items():
         if DROPPED.fullmatch(key):
@@ -46,17 +48,20 @@ def convert_state_dict(state_dict: Mapping[str, Any], config: CATSegConfig) -> d
         elif any(part is None or part.shape != expected[name] for name, part in parts.items()):
             wanted = " and ".join(str(list(expected[name])) for name in parts)
             problems["misshapen"].append(f"{key} {list(tensor.shape)}, which has to give {wanted}")
-        elif not tensor.is_floating_point() or not tensor.isfinite().all():
+        elif not tensor.is_floating_point():
+            problems["without a floating-point type"].append(f"{key} ({tensor.dtype})")
+        elif not tensor.isfinite().all():
             problems["not finite"].append(key)
         converted.update(parts or {})
-    problems["missing"] = _sources(expected.keys() - converted.keys(), config)
-    if any(problems.values()):
+    if missing := expected.keys() - converted.keys():
+        problems["missing"] = _sources(missing, config)
+    if problems:
         raise ValueError(_describe(problems))
     return {name: part.contiguous() for name, part in converted.items()}
 
 
 def _convert_tensor(key: str, tensor: torch.Tensor, config: CATSegConfig) -> dict[str, torch.Tensor | None] | None:
-    """What a tensor gives, by the names of ours: `None` if it has no use, parts are `None` if it cannot be split so."""
+    """What a tensor gives, by our names: `None` if it has no use; the parts are `None` if it cannot be split so."""
     for pattern, targets, transform in RULES:
         if match := pattern.fullmatch(key):
             names = [match.expand(target) for target in targets]
@@ -75,25 +80,25 @@ def _sources(targets: set[str], config: CATSegConfig) -> list[str]:
         clip_config.vision_config.num_hidden_layers,
         clip_config.text_config.num_hidden_layers,
     )
-    names = source_names(num_layers) if targets else {}
+    names = source_names(num_layers)
     return sorted({names.get(target, target) for target in targets})
 
 
 def _describe(problems: dict[str, list[str]]) -> str:
     """All kinds of problems with their counts, the rarest first, and at most ten names in all."""
     lines, room = ["The checkpoint does not fit this architecture of CAT-Seg."], MAX_LISTED
-    for kind, keys in sorted(problems.items(), key=lambda item: len(item[1])):
-        if keys:
-            shown, room = keys[:room], max(0, room - len(keys))
-            more = [f"and {len(keys) - len(shown)} more"] if len(keys) > len(shown) else []
-            lines.append(f"{len(keys)} tensors {kind}: " + "; ".join(shown + more))
+    for index, (kind, keys) in enumerate(sorted(problems.items(), key=lambda item: len(item[1]))):
+        shown = keys[: room // (len(problems) - index)]
+        room -= len(shown)
+        more = [f"and {len(keys) - len(shown)} more"] if len(keys) > len(shown) else []
+        lines.append(f"{len(keys)} tensor{'s' * (len(keys) > 1)} {kind}: " + "; ".join(shown + more))
     return "\n  ".join(lines)
 
 
 def expected_shapes(config: CATSegConfig) -> dict[str, torch.Size]:
     """Shapes of all parameters of the model."""
     with torch.device("meta"):
-        model = CATSegForSemanticSegmentation(config)
+        model = CATSegForSemanticSegmentation(deepcopy(config))  # a model writes into its configuration
     return {name: parameter.shape for name, parameter in model.named_parameters()}
 
 

@@ -1,4 +1,4 @@
-"""Compares a converted folder, loaded as its users will, with the literal implementation that the tests are built on."""
+"""Compares a converted folder, loaded as its users will load it, with the tests' literal implementation."""
 
 import importlib.util
 import os

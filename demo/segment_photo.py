@@ -4,6 +4,7 @@ python demo/segment_photo.py
 """
 
 import argparse
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,7 @@ def main():
     arguments = parser.parse_args()
 
     checkpoint = arguments.output_dir / "catseg-tiny"
+    shutil.rmtree(checkpoint, ignore_errors=True)
     subprocess.run(
         [
             sys.executable,

@@ -39,5 +39,9 @@ print("pixels of each class:", torch.bincount(segmentation.flatten(), minlength=
 segments = pipeline("image-segmentation", model=folder, trust_remote_code=True)(image)
 print("built-in pipeline:", sorted(segment["label"] for segment in segments))
 
+task = "zero-shot-image-segmentation"
+segments = pipeline(task, model=folder, trust_remote_code=True)(image, candidate_labels=["cat", "sofa"])
+print("open-vocabulary pipeline:", sorted(segment["label"] for segment in segments))
+
 model.save_pretrained(saved_again)
 processor.save_pretrained(saved_again)

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from conftest import FIXTURES
 from PIL import Image
+
+from conftest import FIXTURES
 
 
 LABELS = ["cat", "sofa", "sky", "tree, oak"]

@@ -60,6 +60,7 @@ def test_stranger_uses_it_and_saves_it_again(saved, stranger, tmp_path):
     second = use(stranger, tmp_path / "again", tmp_path / "third", tmp_path / "cache_2")
     assert first == second
     assert "built-in pipeline: ['cat'" in first
+    assert "open-vocabulary pipeline: ['cat', 'sofa']" in first
 
 
 def test_environment_lacks_the_package(stranger):
@@ -74,6 +75,7 @@ def test_own_code_is_preferred_to_the_folders(saved):
     """Whoever has the package is not asked to trust the folder's copy of it."""
     code = (
         "import sys, catseg_hf; from transformers import AutoProcessor, AutoModelForSemanticSegmentation, pipeline;"
+        "pipeline('zero-shot-image-segmentation', model=sys.argv[1]);"
         "print(type(AutoModelForSemanticSegmentation.from_pretrained(sys.argv[1])).__module__,"
         "type(AutoProcessor.from_pretrained(sys.argv[1])).__module__,"
         "type(pipeline('image-segmentation', model=sys.argv[1]).model).__module__)"

@@ -1,6 +1,7 @@
 """Configuration of CAT-Seg (Cho et al., "CAT-Seg: Cost Aggregation for Open-Vocabulary Semantic Segmentation", CVPR
 2024)."""
 
+from copy import deepcopy
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -317,7 +318,7 @@ class CATSegConfig(PreTrainedConfig):
             self.id2label = dict(enumerate(COCO_STUFF_LABELS))
         # The installed package registers the task: pipelines must not ask for trust in the folder's copy of its code.
         is_remote_code = __name__.startswith("transformers_modules.")
-        kwargs["custom_pipelines"] = CUSTOM_PIPELINES if is_remote_code else {}
+        kwargs["custom_pipelines"] = deepcopy(CUSTOM_PIPELINES) if is_remote_code else {}  # pipelines write into it
         for name in PAIRS:
             setattr(self, name, list(getattr(self, name)))
         super().__post_init__(**kwargs)
@@ -325,7 +326,7 @@ class CATSegConfig(PreTrainedConfig):
         self.label2id = {label: index for index, label in self.id2label.items()}
 
     def to_dict(self) -> dict[str, Any]:
-        return {**super().to_dict(), "auto_map": AUTO_MAP, "custom_pipelines": CUSTOM_PIPELINES}
+        return {**super().to_dict(), "auto_map": deepcopy(AUTO_MAP), "custom_pipelines": deepcopy(CUSTOM_PIPELINES)}
 
     @property
     def feature_size(self) -> int:

@@ -39,6 +39,9 @@ logger = logging.get_logger(__name__)
 
 # Bounds what the arg max over classes may hold at a time, whatever the number of classes and the picture's size.
 _MAX_CHUNK_BYTES = 128 * 2**20
+# Processors are many times slower on numbers as small as the probabilities of classes that were cut away. A power of
+# two lifts them above that and changes no other bit.
+_PROBABILITY_SCALE = 2.0**60
 
 
 class CATSegImageProcessorKwargs(ImagesKwargs, total=False):
@@ -479,12 +482,12 @@ def _most_probable_class(logits: torch.Tensor, size: tuple[int, int]) -> tuple[t
     segmentation = torch.zeros(size, dtype=torch.int64, device=logits.device)
     index = 0
     for chunk in logits.split(max(1, _MAX_CHUNK_BYTES // (4 * pixels))):
-        for scores in _resize_bilinear(chunk.float().sigmoid(), size):
+        for scores in _resize_bilinear(chunk.float().sigmoid() * _PROBABILITY_SCALE, size):
             # Strictly greater: of equal classes the first stays, as in an arg max over all of them.
             segmentation.masked_fill_(scores > best, index)
             torch.maximum(best, scores, out=best)
             index += 1
-    return segmentation, best
+    return segmentation, best / _PROBABILITY_SCALE
 
 
 class CATSegImageProcessorPil(_CATSegImageProcessing, PilBackend):

@@ -230,9 +230,9 @@ class CATSegModel(CATSegPreTrainedModel):
         if duplicates := sorted({label for label in labels if labels.count(label) > 1}):
             raise ValueError(f"Every label must be given once, but {duplicates} were given more often.")
         input_ids = self._check_input_ids(input_ids)
-        if len(labels) != len(input_ids):
+        if len(labels) != input_ids.shape[0]:
             raise ValueError(
-                f"Got {len(labels)} labels and the prompts of {len(input_ids)} classes: give one for each."
+                f"Got {len(labels)} labels and the prompts of {input_ids.shape[0]} classes: give one for each."
             )
         self.vocabulary.replace(labels, input_ids)
         self.config.id2label = dict(enumerate(labels))
@@ -264,7 +264,7 @@ class CATSegModel(CATSegPreTrainedModel):
             length = int(self._end_of_text_positions(prompts).max()) + 1
             prompts, mask = prompts[:, :length], None if mask is None else mask[:, :length]
         embeds = []
-        for start in range(0, len(prompts), PROMPTS_PER_TEXT_BATCH):
+        for start in range(0, prompts.shape[0], PROMPTS_PER_TEXT_BATCH):
             batch = slice(start, start + PROMPTS_PER_TEXT_BATCH)
             features = self.clip.get_text_features(prompts[batch], None if mask is None else mask[batch])
             embeds.append(features.pooler_output)
@@ -529,7 +529,7 @@ class CATSegForSemanticSegmentation(CATSegPreTrainedModel):
             sliding_window = self.config.sliding_window and not self.training
         text_embeds = self.catseg.encode_vocabulary(input_ids, attention_mask, text_embeds)
         if labels is not None:
-            self._check_labels(labels, len(pixel_values), len(text_embeds))
+            self._check_labels(labels, pixel_values.shape[0], text_embeds.shape[0])
         recorded = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
         if sliding_window:
             outputs = self._segment_windows(pixel_values, global_pixel_values, text_embeds, **recorded)
@@ -545,7 +545,7 @@ class CATSegForSemanticSegmentation(CATSegPreTrainedModel):
         outputs = self.catseg(pixel_values, text_embeds=text_embeds, **recorded)
         logits = self.decoder(outputs.last_hidden_state, outputs.guidance_states)
         if outputs.class_indices is not None:
-            all_logits = logits.new_full((len(logits), len(text_embeds), *logits.shape[2:]), CUT_CLASS_LOGIT)
+            all_logits = logits.new_full((logits.shape[0], text_embeds.shape[0], *logits.shape[2:]), CUT_CLASS_LOGIT)
             indices = outputs.class_indices[:, :, None, None].expand_as(logits)
             logits = all_logits.scatter(1, indices, logits)
         return SemanticSegmenterOutput(
@@ -563,9 +563,9 @@ class CATSegForSemanticSegmentation(CATSegPreTrainedModel):
         size = self.config.sliding_window_size
         if global_pixel_values is None:
             global_pixel_values = pixel_values
-        elif len(global_pixel_values) != len(pixel_values):
+        elif global_pixel_values.shape[0] != pixel_values.shape[0]:
             raise ValueError(
-                f"Got {len(pixel_values)} pictures in `pixel_values` and {len(global_pixel_values)} in "
+                f"Got {pixel_values.shape[0]} pictures in `pixel_values` and {global_pixel_values.shape[0]} in "
                 "`global_pixel_values`: give the global view of every picture."
             )
         global_pixel_values = resize_bilinear(global_pixel_values, (size, size))
@@ -577,7 +577,7 @@ class CATSegForSemanticSegmentation(CATSegPreTrainedModel):
         return outputs
 
     def _check_labels(self, labels: torch.Tensor, batch_size: int, num_classes: int):
-        if labels.ndim != 3 or len(labels) != batch_size or labels.is_floating_point():
+        if labels.ndim != 3 or labels.shape[0] != batch_size or labels.is_floating_point():
             raise ValueError(
                 f"`labels` of shape {tuple(labels.shape)} and type {labels.dtype} must be integers of the shape "
                 f"(batch_size = {batch_size}, height, width)."

@@ -13,7 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.clip.modeling_clip import eager_attention_forward
 
 from .configuration_catseg import CATSegConfig
-from .tensor_ops_catseg import chunk_size, class_chunk_size
+from .tensor_ops_catseg import class_chunks, independent_chunks
 
 
 FOREIGN_REGION_MASK = -100.0
@@ -45,6 +45,12 @@ def shifted_window_mask(grid: tuple[int, int], window_size: int, shift: int, lik
     regions = 3 * row_regions[:, None] + column_regions  # (H, W)
     regions = window_partition(regions[None, None, :, :, None], window_size, shift=0)[0, 0, :, :, 0]
     return (regions[:, None, :] != regions[:, :, None]).to(like.dtype) * FOREIGN_REGION_MASK
+
+
+def elu_plus_one(hidden_states: torch.Tensor) -> torch.Tensor:
+    """Linear attention's positive feature map ELU(z) + 1, which is z + 1 above 0 and exp(z) below. Not `F.elu`, whose
+    gradient has other strides than torch.compile expects."""
+    return F.relu(hidden_states) + hidden_states.clamp(max=0).exp()
 
 
 class CATSegMLP(nn.Module):
@@ -90,11 +96,11 @@ class CATSegGuidedAttention(nn.Module):
     def queries_keys_values(
         self, hidden_states: torch.Tensor, guidance: tuple[torch.Tensor, torch.Tensor]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """`(..., num_heads, tokens, head_dim)` each, of tokens and projected guidance `(..., tokens, hidden_size)`."""
+        """Each of the shape `(..., tokens, hidden_size)` that tokens and projected guidance have."""
         guidance_queries, guidance_keys = guidance
         queries = self.q_proj(hidden_states) + guidance_queries
         keys = self.k_proj(hidden_states) + guidance_keys
-        return self.split_heads(queries), self.split_heads(keys), self.split_heads(self.v_proj(hidden_states))
+        return queries, keys, self.v_proj(hidden_states)
 
     def softmax_attention(
         self,
@@ -104,14 +110,14 @@ class CATSegGuidedAttention(nn.Module):
         attention_mask: torch.Tensor | None = None,
         output_attentions: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Scaled dot-product attention of `(batch, num_heads, tokens, head_dim)`, by the implementation that the model
+        """Scaled dot-product attention of `(batch, tokens, hidden_size)`, by the implementation that the model
         was loaded with. Returns `(batch, tokens, hidden_size)` and, if that implementation has them, the weights."""
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         attended, weights = attention(
             self,
-            queries,
-            keys,
-            values,
+            self.split_heads(queries),
+            self.split_heads(keys),
+            self.split_heads(values),
             attention_mask,
             dropout=0.0,
             scaling=self.scaling,
@@ -198,7 +204,7 @@ class CATSegSpatialAggregation(nn.Module):
         projected_guidance = [block.project_guidance(guidance) for block in self.blocks]
 
         outputs, attentions = [], []
-        for chunk in hidden_states.split(class_chunk_size(self.config, hidden_states), dim=1):
+        for chunk in class_chunks(hidden_states, self.config):
             chunk, plain_weights = self.blocks[0](chunk, projected_guidance[0], None, output_attentions)
             chunk, shifted_weights = self.blocks[1](chunk, projected_guidance[1], mask, output_attentions)
             outputs.append(chunk)
@@ -247,14 +253,15 @@ class CATSegClassAttention(CATSegGuidedAttention):
         num_padding_tokens: int,
     ) -> torch.Tensor:
         num_tokens = keys.shape[-2] + max(num_padding_tokens, 0)
-        queries = F.elu(queries) + 1
-        keys = (F.elu(keys) + 1) / num_tokens  # means instead of sums stay within half precision
+        queries = self.split_heads(elu_plus_one(queries))
+        keys = self.split_heads(elu_plus_one(keys) / num_tokens)  # means instead of sums stay within half precision
+        values = self.split_heads(values)
         key_mean = keys.sum(dim=-2, keepdim=True)
         key_value_mean = keys.transpose(-1, -2) @ values
         if padding_key is not None:
-            padding_key = (F.elu(padding_key) + 1) * (num_padding_tokens / num_tokens)
+            padding_key = self.split_heads(elu_plus_one(padding_key) * (num_padding_tokens / num_tokens))
             key_mean = key_mean + padding_key
-            key_value_mean = key_value_mean + padding_key.transpose(-1, -2) @ padding_value
+            key_value_mean = key_value_mean + padding_key.transpose(-1, -2) @ self.split_heads(padding_value)
         normaliser = (queries * key_mean).sum(dim=-1, keepdim=True) + 1e-6 / num_tokens
         attended = (queries @ key_value_mean) / normaliser
         return attended.transpose(-3, -2).flatten(-2)
@@ -271,8 +278,8 @@ class CATSegClassAttention(CATSegGuidedAttention):
         batch = queries.shape[:2]
         attention_mask = None
         if padding_key is not None:
-            keys = torch.cat([keys, padding_key.expand(*batch, -1, -1, -1)], dim=-2)
-            values = torch.cat([values, padding_value.expand(*batch, -1, -1, -1)], dim=-2)
+            keys = torch.cat([keys, padding_key.expand(*batch, -1, -1)], dim=-2)
+            values = torch.cat([values, padding_value.expand(*batch, -1, -1)], dim=-2)
             attention_mask = keys.new_zeros(1, 1, 1, keys.shape[-2])
             attention_mask[..., -1] = math.log(num_padding_tokens)
             attention_mask = attention_mask.expand(-1, -1, queries.shape[-2], -1)
@@ -318,12 +325,11 @@ class CATSegClassAggregation(nn.Module):
         pooling_size = tuple(self.config.pooling_size if self.training else self.config.eval_pooling_size)
         pooled = self.pool(hidden_states, pooling_size)
         guidance = self.block.attention.project_guidance(guidance[:, None])
-        outputs = []
-        step = chunk_size(pooled.shape[2], pooled[:, :, 0].numel() * self.config.mlp_ratio, pooled)
-        for rows in pooled.split(step, dim=2):
-            tokens = self.block(rows.permute(0, 2, 3, 1, 4).flatten(1, 2), guidance)
-            outputs.append(tokens.unflatten(1, rows.shape[2:4]).permute(0, 3, 1, 2, 4))
-        return hidden_states + self.unpool(torch.cat(outputs, dim=2), hidden_states.shape[2:4])
+        tokens = pooled.flatten(2, 3)  # (B, T, positions, C)
+        chunks = independent_chunks(tokens, 2, tokens[:, :, 0].numel() * self.config.mlp_ratio)
+        outputs = [self.block(chunk.transpose(1, 2).contiguous(), guidance) for chunk in chunks]
+        pooled = torch.cat(outputs, dim=1).transpose(1, 2).unflatten(2, pooled.shape[2:4])
+        return hidden_states + self.unpool(pooled, hidden_states.shape[2:4])
 
     @staticmethod
     def pool(hidden_states: torch.Tensor, pooling_size: tuple[int, int]) -> torch.Tensor:

@@ -6,7 +6,7 @@ from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_catseg import CATSegConfig
-from .tensor_ops_catseg import class_chunk_size
+from .tensor_ops_catseg import class_chunks
 
 
 class CATSegDecoderStage(GradientCheckpointingLayer):
@@ -30,7 +30,7 @@ class CATSegDecoderStage(GradientCheckpointingLayer):
     def forward(self, hidden_states: torch.Tensor, guidance: torch.Tensor) -> torch.Tensor:
         """Maps `(B * T, in_channels, H, W)` and convolved guidance `(B, out_channels, 2 * H, 2 * W)`."""
         hidden_states = self.conv1(self.upsample(hidden_states))
-        hidden_states = (hidden_states.unflatten(0, (len(guidance), -1)) + guidance[:, None]).flatten(0, 1)
+        hidden_states = (hidden_states.unflatten(0, (guidance.shape[0], -1)) + guidance[:, None]).flatten(0, 1)
         hidden_states = F.relu(self.norm1(hidden_states))
         return F.relu(self.norm2(self.conv2(hidden_states)))
 
@@ -69,13 +69,13 @@ class CATSegDecoder(nn.Module):
 
     def forward(self, hidden_states: torch.Tensor, guidance_states: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """Tokens `(B, T, H, W, C)` and guidance layers' outputs to logits `(B, T, 4 * H, 4 * W)`."""
-        batch_size = len(hidden_states)
+        batch_size = hidden_states.shape[0]
         guidance = [
             stage.guidance_conv1(guidance)
             for stage, guidance in zip(self.stages, self.project_guidance(guidance_states), strict=True)
         ]
         logits = []
-        for chunk in hidden_states.split(class_chunk_size(self.config, hidden_states), dim=1):
+        for chunk in class_chunks(hidden_states, self.config):
             maps = chunk.flatten(0, 1).permute(0, 3, 1, 2)  # channels last in memory
             for stage, stage_guidance in zip(self.stages, guidance, strict=True):
                 maps = stage(maps, stage_guidance)

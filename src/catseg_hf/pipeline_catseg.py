@@ -148,7 +148,7 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         if timeout is not None:
             preprocess_kwargs["timeout"] = timeout
         if candidate_labels is not None:
-            forward_kwargs["labels"] = _split_labels(candidate_labels)
+            forward_kwargs["labels"] = split_labels(candidate_labels)
         if prompt_templates is not None:
             forward_kwargs["prompt_templates"] = prompt_templates
         if threshold is not None:
@@ -250,6 +250,7 @@ def read_picture(picture: Any, image_processor: Any, timeout: float | None = URL
     Raises:
         ValueError: If it cannot be read, with a sentence that names the picture.
     """
+    name = f"of type {type(picture).__name__}"
     try:
         if isinstance(picture, str | os.PathLike):
             name = _shorten(picture)
@@ -261,21 +262,19 @@ def read_picture(picture: Any, image_processor: Any, timeout: float | None = URL
                 picture = _decode_base64(picture)
             else:
                 raise FileNotFoundError("there is no such file")
-        else:
-            name = type(picture).__name__
-            if isinstance(picture, Image.Image):
-                picture = ImageOps.exif_transpose(picture)
+        elif isinstance(picture, Image.Image):
+            picture = ImageOps.exif_transpose(picture)
+        elif not isinstance(picture, np.ndarray | torch.Tensor):
+            raise TypeError(
+                "paths, URLs, PIL images, arrays and tensors are accepted, of a data set its column of pictures "
+                "(`dataset['image']`)"
+            )
+        return image_processor.process_image(picture)
     except UnidentifiedImageError as error:
         raise ValueError(f"The picture {name} could not be read: Pillow knows no such format.") from error
     except Exception as error:
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise ValueError(f"The picture {name} could not be read: {reason.rstrip('.')}.") from error
-    if not isinstance(picture, Image.Image | np.ndarray | torch.Tensor):
-        raise ValueError(
-            f"A {name} is not a picture: pass paths, URLs, PIL images, arrays or tensors, of a data set its column "
-            "of pictures (`dataset['image']`)."
-        )
-    return image_processor.process_image(picture)
 
 
 def _decode_base64(text: str) -> Image.Image:
@@ -290,7 +289,13 @@ def _shorten(text: str | os.PathLike, length: int = 200) -> str:
     return repr(text if len(text) <= length else f"{text[:length]}...")
 
 
-def _split_labels(candidate_labels: str | Iterable[str]) -> list[str]:
+def split_labels(candidate_labels: str | Iterable[str]) -> list[str]:
+    """
+    The list of labels that `candidate_labels` of [`OpenVocabularySegmentationPipeline`] stand for.
+
+    Raises:
+        ValueError: If there are none, too many, or they are no collection of labels.
+    """
     if isinstance(candidate_labels, str):
         labels = [label.strip() for label in candidate_labels.split(",") if label.strip()]
     elif isinstance(candidate_labels, Iterable):

@@ -3,7 +3,7 @@
 import torch
 
 from .configuration_catseg import CATSegConfig
-from .tensor_ops_catseg import at_least_float32, chunk_size, resize_bilinear
+from .tensor_ops_catseg import at_least_float32, independent_chunks, resize_bilinear
 
 
 def split_windows(pixel_values: torch.Tensor, config: CATSegConfig) -> list[torch.Tensor]:
@@ -23,25 +23,24 @@ def merge_windows(
     """
     size, stride = config.sliding_window_size, config.sliding_window_stride
     image_size = config.sliding_window_image_size
-    window_logits = [at_least_float32(logits) for logits in window_logits]
-    global_logits = at_least_float32(global_logits)
-    batch_size, num_classes = global_logits.shape[:2]
+    views = at_least_float32(torch.stack([*window_logits, global_logits], dim=2))  # (B, T, 5, h, w)
+    batch_size, num_classes = views.shape[:2]
     starts = [(y, x) for y in (0, stride) for x in (0, stride)]
-    coverage = global_logits.new_zeros(image_size, image_size)
+    coverage = views.new_zeros(image_size, image_size)
     for y, x in starts:
         coverage[y : y + size, x : x + size] += 1
 
     merged = coverage.new_empty(batch_size, num_classes, image_size, image_size)
-    step = chunk_size(num_classes, batch_size * image_size**2, merged)
-    for first in range(0, num_classes, step):
-        classes = slice(first, first + step)
-        windows = torch.zeros_like(merged[:, classes])
-        for (y, x), logits in zip(starts, window_logits, strict=True):
-            probabilities = resize_bilinear(logits[:, classes], (size, size)).sigmoid()
-            windows[:, :, y : y + size, x : x + size] += probabilities
-        global_view = resize_bilinear(global_logits[:, classes], (size, size)).sigmoid()
+    first = 0
+    for chunk in independent_chunks(views, 1, batch_size * image_size**2):
+        probabilities = resize_bilinear(chunk.flatten(0, 2)[:, None], (size, size)).sigmoid()
+        *window_views, global_view = probabilities.view(*chunk.shape[:3], size, size).unbind(2)
+        windows = merged.new_zeros(*chunk.shape[:2], image_size, image_size)
+        for (y, x), window in zip(starts, window_views, strict=True):
+            windows[:, :, y : y + size, x : x + size] += window
         mean = (windows / coverage + resize_bilinear(global_view, (image_size, image_size))) / 2
-        merged[:, classes] = finite_logit(mean)
+        merged[:, first : first + chunk.shape[1]] = finite_logit(mean)
+        first += chunk.shape[1]
     return merged
 
 

@@ -1,5 +1,7 @@
 """How CAT-Seg's modules resize maps and how many classes they work on at once."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 
@@ -23,18 +25,29 @@ def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def chunk_size(num_slices: int, slice_numel: int, like: torch.Tensor) -> int:
-    """How many of `num_slices` independent slices (classes, or rows) to work on at once: as many as have their largest
-    activation, of `slice_numel` numbers each, within a fixed number of bytes. Any number gives the same result."""
+def independent_chunks(
+    tensor: torch.Tensor, dim: int, numel_per_slice: int, size: int | None = None
+) -> Sequence[torch.Tensor]:
+    """
+    Parts of a tensor along `dim`, whose slices (classes or positions) are worked on alone, so that any number of them
+    at once gives the same result.
+
+    Args:
+        tensor (`torch.Tensor`): The tensor to split.
+        dim (`int`): Axis of the slices.
+        numel_per_slice (`int`): Numbers in the largest activation that comes of one slice.
+        size (`int`, *optional*): Slices in each part; by default as many as keep that activation within a fixed number
+            of bytes.
+    """
     if torch.compiler.is_compiling():
-        return num_slices
-    chunk_bytes = CPU_CHUNK_BYTES if like.device.type == "cpu" else ACCELERATOR_CHUNK_BYTES
-    return max(1, chunk_bytes // (slice_numel * like.element_size()))
+        return (tensor,)
+    if size is None:
+        chunk_bytes = CPU_CHUNK_BYTES if tensor.device.type == "cpu" else ACCELERATOR_CHUNK_BYTES
+        size = max(1, chunk_bytes // (numel_per_slice * tensor.element_size()))
+    return tensor.split(size, dim=dim)
 
 
-def class_chunk_size(config: CATSegConfig, hidden_states: torch.Tensor) -> int:
-    """[`chunk_size`] for the classes of tokens `(B, T, H, W, C)`, unless the config overrides it."""
-    if config.class_chunk_size is not None:
-        return config.class_chunk_size
-    num_classes = hidden_states.shape[1]
-    return chunk_size(num_classes, hidden_states[:, 0].numel() * config.mlp_ratio, hidden_states)
+def class_chunks(hidden_states: torch.Tensor, config: CATSegConfig) -> Sequence[torch.Tensor]:
+    """Tokens `(B, T, H, W, C)`, a few classes at a time: as many as the config says, or as the sizes suggest."""
+    numel_per_class = hidden_states[:, 0].numel() * config.mlp_ratio
+    return independent_chunks(hidden_states, 1, numel_per_class, config.class_chunk_size)

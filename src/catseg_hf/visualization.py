@@ -1,28 +1,40 @@
 """Pictures of segmentations: an overlay in stable colours beside a legend with every class's share of the area."""
 
-import colorsys
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
 
-# Consecutive multiples of the golden ratio are spread evenly over the hues, however many there are.
-GOLDEN_RATIO = 0.618033988749895
-BRIGHTNESS = (0.95, 0.7, 0.5)
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+COLOR_LEVELS = 17
+MAX_COLORS = 4096
+# Not given to a class: the page, pixels of no class, and a grey that is no colour.
+RESERVED_COLORS = ((255, 255, 255), (0, 0, 0), (128, 128, 128))
+
+MIN_FONT_SIZE = 14
+MIN_LEGEND_ROWS = 12
+MAX_NAME_LENGTH = 32
+MAX_PLOT_ROWS, MAX_PLOT_COLUMNS = 24, 3
 
 
 def class_color(index: int) -> tuple[int, int, int]:
-    """The RGB colour, 0..255, that class `index` has in every picture."""
-    hue = index * GOLDEN_RATIO % 1
-    value = BRIGHTNESS[index % len(BRIGHTNESS)]
-    return tuple(round(255 * channel) for channel in colorsys.hsv_to_rgb(hue, 0.85, value))
+    """The RGB colour, 0..255, that class `index` (not negative) has in every picture. The first 4096 differ; the lower
+    the indices, the more."""
+    index %= MAX_COLORS
+    # Colours do not depend on how many are made at once, and few are made much faster than all.
+    return _distinct_colors(max(256, 1 << index.bit_length()))[index]
 
 
 def area_shares(segmentation: np.ndarray | torch.Tensor) -> dict[int, float]:
     """Class indices of a segmentation `(height, width)` and their shares of its area in (0, 1], largest first."""
-    indices, counts = np.unique(np.asarray(segmentation), return_counts=True)
+    indices, counts = np.unique(_to_array(segmentation), return_counts=True)
     order = np.argsort(-counts, kind="stable")
     return {int(indices[i]): float(counts[i] / counts.sum()) for i in order}
 
@@ -34,13 +46,13 @@ def draw_segmentation(
     opacity: float = 0.6,
 ) -> Image.Image:
     """
-    A picture under its segmentation, with a legend to its right.
+    A picture under its segmentation, with a legend to its right. The legend's text grows with the picture. Of more
+    classes than find room beside it the largest are listed.
 
     Args:
         image (`PIL.Image.Image`): The picture.
-        segmentation (`np.ndarray` or `torch.Tensor` of shape `(height, width)`): Class of every pixel, in the
-        picture's
-            size. Negative indices are pixels of no class: they stay as they are.
+        segmentation (`np.ndarray` or `torch.Tensor` of shape `(height, width)`): Class of every pixel, integers, in
+            the picture's size. Negative indices are pixels of no class: they stay as they are.
         labels (`Sequence[str]` or `Mapping[int, str]`): Name of every class index, such as `config.id2label`.
         opacity (`float`, *optional*, defaults to 0.6): Of the colours, between 0 and 1.
 
@@ -48,34 +60,147 @@ def draw_segmentation(
         `PIL.Image.Image` in RGB, wider than `image` by the legend and at least as high.
 
     Raises:
-        ValueError: If picture and segmentation differ in size.
+        ValueError: If picture and segmentation differ in size, a class has no name, or the opacity is out of range.
     """
-    segmentation = np.asarray(segmentation)
-    if segmentation.shape != (image.height, image.width):
-        raise ValueError(
-            f"The segmentation of shape {segmentation.shape} (height, width) is not of the picture's size, "
-            f"{(image.height, image.width)}: resize it with `post_process_semantic_segmentation(target_sizes=...)`."
-        )
-    shares = {index: share for index, share in area_shares(segmentation).items() if index >= 0}
-    pixels = np.array(image.convert("RGB"), dtype=np.float32)
-    for index in shares:
-        mask = segmentation == index
-        pixels[mask] = (1 - opacity) * pixels[mask] + opacity * np.array(class_color(index))
-    overlay = Image.fromarray(pixels.round().astype(np.uint8))
-    legend = _draw_legend([(class_color(index), f"{labels[index]}  {share:.1%}") for index, share in shares.items()])
+    overlay, entries = _overlay(image, segmentation, labels, opacity)
+    legend = _draw_legend(entries, overlay.size)
     canvas = Image.new("RGB", (overlay.width + legend.width, max(overlay.height, legend.height)), "white")
     canvas.paste(overlay, (0, 0))
     canvas.paste(legend, (overlay.width, 0))
     return canvas
 
 
-def _draw_legend(entries: list[tuple[tuple[int, int, int], str]], font_size: int = 16) -> Image.Image:
-    font, line = ImageFont.load_default(font_size), round(1.5 * font_size)
-    width = max((round(font.getlength(text)) for _, text in entries), default=0) + 3 * font_size
-    legend = Image.new("RGB", (width, line * len(entries) + font_size), "white")
+def plot_segmentation(
+    image: Image.Image,
+    segmentation: np.ndarray | torch.Tensor,
+    labels: Sequence[str] | Mapping[int, str],
+    opacity: float = 0.6,
+) -> "Figure":
+    """
+    The same as a matplotlib figure, to show in a notebook or to save in any format.
+
+    Args:
+        image, segmentation, labels, opacity: As for `draw_segmentation`.
+
+    Returns:
+        `matplotlib.figure.Figure`, which pyplot knows nothing of: there is nothing to close.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+        ValueError: As for `draw_segmentation`.
+    """
+    try:
+        from matplotlib.figure import Figure
+        from matplotlib.patches import Patch
+    except ImportError as error:
+        raise ImportError(
+            "`plot_segmentation` needs matplotlib: install it, or catseg_hf with its extra, `catseg_hf[demo]`."
+        ) from error
+    overlay, entries = _overlay(image, segmentation, labels, opacity)
+    entries = _cut(entries, MAX_PLOT_ROWS * MAX_PLOT_COLUMNS)
+    columns = -(-len(entries) // MAX_PLOT_ROWS)
+    width = min(max(5 * overlay.width / overlay.height, 2), 12)
+    figure = Figure(figsize=(width + 2.6 * columns, 5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.imshow(overlay)
+    axes.set_axis_off()
+    if entries:
+        handles = [Patch(color=[channel / 255 for channel in color], label=text) for color, text in entries]
+        # A label that begins with "_" would be left out of a legend that finds its labels itself.
+        texts = [text for _, text in entries]
+        figure.legend(handles, texts, loc="outside right upper", ncols=columns, fontsize=8, frameon=False)
+    return figure
+
+
+def _to_array(segmentation: np.ndarray | torch.Tensor) -> np.ndarray:
+    return segmentation.cpu().numpy() if isinstance(segmentation, torch.Tensor) else np.asarray(segmentation)
+
+
+def _overlay(
+    image: Image.Image,
+    segmentation: np.ndarray | torch.Tensor,
+    labels: Sequence[str] | Mapping[int, str],
+    opacity: float,
+) -> tuple[Image.Image, list[tuple[tuple[int, int, int], str]]]:
+    """The coloured picture, and colour and text of every class in it, the largest first."""
+    segmentation = _to_array(segmentation)
+    if segmentation.shape != (image.height, image.width):
+        raise ValueError(
+            f"The segmentation of shape {segmentation.shape} (height, width) is not of the picture's size, "
+            f"{(image.height, image.width)}: resize it with `post_process_semantic_segmentation(target_sizes=...)`."
+        )
+    if not 0 <= opacity <= 1:
+        raise ValueError(f"`opacity` must lie between 0 and 1, got {opacity}.")
+    shares = {index: share for index, share in area_shares(segmentation).items() if index >= 0}
+    names = dict(labels) if isinstance(labels, Mapping) else dict(enumerate(labels))
+    if unnamed := sorted(set(shares) - set(names)):
+        raise ValueError(f"The classes {unnamed[:10]} of the segmentation have no name among the {len(names)} labels.")
+
+    colors = np.zeros((max(shares, default=0) + 1, 3), dtype=np.uint8)
+    for index in shares:
+        colors[index] = class_color(index)
+    image = image.convert("RGB")
+    overlay = Image.blend(image, Image.fromarray(colors[np.maximum(segmentation, 0)]), opacity)
+    overlay.paste(image, mask=Image.fromarray(segmentation < 0))
+    return overlay, [(class_color(index), _describe(names[index], share)) for index, share in shares.items()]
+
+
+def _describe(name: str, share: float) -> str:
+    name = " ".join(name.split())
+    name = name if len(name) <= MAX_NAME_LENGTH else f"{name[: MAX_NAME_LENGTH - 3].rstrip()}..."
+    return f"{name}  {share:.1%}" if share >= 0.001 else f"{name}  < 0.1%"
+
+
+def _cut(entries: list, room: int) -> list:
+    """At most `room` entries, of which the last one counts those that were left out."""
+    if len(entries) <= room:
+        return entries
+    return [*entries[: room - 1], ((255, 255, 255), f"and {len(entries) - room + 1} more")]
+
+
+def _draw_legend(entries: list[tuple[tuple[int, int, int], str]], picture_size: tuple[int, int]) -> Image.Image:
+    picture_width, picture_height = picture_size
+    font_size = max(MIN_FONT_SIZE, round(0.035 * (picture_width * picture_height) ** 0.5))
+    font, line, margin = ImageFont.load_default(font_size), round(1.5 * font_size), font_size // 2
+    text_width = max((round(font.getlength(text)) for _, text in entries), default=0)
+    column_width = text_width + 2 * font_size + margin
+    rows = max(MIN_LEGEND_ROWS, (picture_height - 2 * margin) // line)
+    columns = max(1, max(picture_width, 30 * font_size) // column_width)
+    entries = _cut(entries, rows * columns)
+    columns = -(-len(entries) // rows)
+    size = (columns * column_width + 2 * margin, min(rows, len(entries)) * line + 2 * margin)
+    legend = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(legend)
-    for row, (color, text) in enumerate(entries):
-        top = row * line + font_size // 2
-        draw.rectangle((font_size // 2, top, 3 * font_size // 2, top + font_size), fill=color)
-        draw.text((2 * font_size, top + font_size // 2), text, fill="black", font=font, anchor="lm")
+    for place, (color, text) in enumerate(entries):
+        left, middle = margin + place // rows * column_width, margin + place % rows * line + line // 2
+        half = font_size // 2
+        draw.rectangle((left, middle - half, left + 2 * half, middle + half), fill=color)
+        draw.text((left + round(1.5 * font_size), middle), text, fill="black", font=font, anchor="lm")
     return legend
+
+
+@lru_cache
+def _distinct_colors(count: int) -> list[tuple[int, int, int]]:
+    """Greedily, each colour the one that looks least like all before it."""
+    levels = np.linspace(0, 255, COLOR_LEVELS).round()
+    candidates = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), axis=-1).reshape(-1, 3)
+    perceived = _to_lab(candidates)
+    reserved = _to_lab(np.array(RESERVED_COLORS))
+    distances = ((perceived[:, None] - reserved) ** 2).sum(axis=-1).min(axis=-1)
+    colors = []
+    for _ in range(count):
+        farthest = distances.argmax()
+        colors.append(tuple(int(channel) for channel in candidates[farthest]))
+        distances = np.minimum(distances, ((perceived - perceived[farthest]) ** 2).sum(axis=-1))
+    return colors
+
+
+def _to_lab(colors: np.ndarray) -> np.ndarray:
+    """sRGB colours `(..., 3)` in 0..255 in CIE L*a*b* (D65), in which distances are perceived ones."""
+    linear = colors / 255
+    linear = np.where(linear > 0.04045, ((linear + 0.055) / 1.055) ** 2.4, linear / 12.92)
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    xyz = linear @ to_xyz.T / to_xyz.sum(axis=-1)
+    xyz = np.where(xyz > 0.008856, np.cbrt(xyz), 7.787 * xyz + 16 / 116)
+    x, y, z = np.moveaxis(xyz, -1, 0)
+    return np.stack([116 * y - 16, 500 * (x - y), 200 * (y - z)], axis=-1)

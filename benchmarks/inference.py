@@ -1,0 +1,90 @@
+"""Times the model against a literal, unoptimised implementation of the paper (the one the tests compare with).
+
+    python benchmarks/inference.py --architecture base --classes 171 --json result.json
+
+The text features are given; `benchmarks/text_features.py` times them.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from measure import ARCHITECTURES, build_model, literal, machine, measure, random_inputs, write_result
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--architecture", choices=ARCHITECTURES, default="base", help="released size (%(default)s)")
+    parser.add_argument("--classes", type=int, default=171, help="size of the vocabulary (%(default)s)")
+    parser.add_argument("--sliding_window", action="store_true", help="a whole picture instead of one crop")
+    parser.add_argument("--batch_size", type=int, default=1, help="pictures at once (%(default)s)")
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16", "float16"],
+        default="float32",
+        help="of the model; the reference is float32",
+    )
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the model")
+    parser.add_argument("--repeats", type=int, default=3, help="timed runs; the shortest counts (%(default)s)")
+    parser.add_argument("--json", type=Path, help="file for the result")
+    arguments = parser.parse_args()
+
+    model = build_model(arguments.architecture, arguments.device)
+    config = model.config
+    side = config.sliding_window_image_size if arguments.sliding_window else config.image_size
+    pixel_values, text_embeds = random_inputs(model, arguments.classes, side, arguments.batch_size, arguments.device)
+
+    def run_reference() -> torch.Tensor:
+        if arguments.sliding_window:
+            return literal.literal_sliding_window(model, pixel_values, None, text_embeds).logit()
+        return literal.literal_logits(model, pixel_values, text_embeds)
+
+    with torch.inference_mode():
+        reference_seconds, reference_peak = measure(run_reference, arguments.device, max(1, arguments.repeats - 2))
+        expected = run_reference().float().cpu()
+
+        model.to(getattr(torch, arguments.dtype))
+        forward = torch.compile(model, fullgraph=True, dynamic=True) if arguments.compile else model
+        inputs = {"text_embeds": text_embeds.to(model.dtype), "sliding_window": arguments.sliding_window}
+
+        def run_model() -> torch.Tensor:
+            return forward(pixel_values.to(model.dtype), **inputs).logits
+
+        if arguments.compile:
+            run_model()
+        seconds, peak = measure(run_model, arguments.device, arguments.repeats)
+        logits = run_model().float().cpu()
+
+    size = (side, side)
+    best, expected_best = (
+        torch.cat([F.interpolate(one[None].sigmoid(), size=size, mode="bilinear").argmax(dim=1) for one in maps])
+        for maps in (logits, expected)
+    )
+    write_result(
+        {
+            "case": "inference",
+            "architecture": arguments.architecture,
+            "classes": arguments.classes,
+            "sliding_window": arguments.sliding_window,
+            "batch_size": arguments.batch_size,
+            "dtype": arguments.dtype,
+            "compile": arguments.compile,
+            "machine": machine(arguments.device),
+            "torch": torch.__version__,
+            "seconds": seconds,
+            "reference_seconds": reference_seconds,
+            "ratio": reference_seconds / seconds,
+            "peak_memory_mb": peak,
+            "reference_peak_memory_mb": reference_peak,
+            "max_abs_logit_difference": (logits - expected).abs().max().item(),
+            "arg_max_agreement": (best == expected_best).float().mean().item(),
+        },
+        arguments.json,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""Times a training step of the published recipe against one through the literal implementation.
+
+    python benchmarks/training_step.py --architecture base --classes 171 --json result.json
+
+A step is forward (the text features included), loss, backward, clipping and the optimiser's update.
+"""
+
+import argparse
+import copy
+from pathlib import Path
+
+import torch
+
+from catseg_hf import CATSegForSemanticSegmentation
+from measure import ARCHITECTURES, build_model, literal, machine, measure, optimization, random_inputs, write_result
+
+
+PROMPT_LENGTH = 12
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--architecture", choices=ARCHITECTURES, default="base", help="released size (%(default)s)")
+    parser.add_argument("--classes", type=int, default=171, help="size of the vocabulary (%(default)s)")
+    parser.add_argument("--batch_size", type=int, default=1, help="pictures at once (%(default)s)")
+    parser.add_argument("--gradient_checkpointing", action="store_true", help="recompute activations of the model")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
+    parser.add_argument("--repeats", type=int, default=2, help="timed steps; the shortest counts (%(default)s)")
+    parser.add_argument("--json", type=Path, help="file for the result")
+    arguments = parser.parse_args()
+
+    model = build_model(arguments.architecture, arguments.device).train()
+    model.freeze_clip("attention")
+    reference = copy.deepcopy(model)
+    if arguments.gradient_checkpointing:
+        model.activation_checkpointing_enable()
+
+    side = model.config.image_size
+    pixel_values, _ = random_inputs(model, arguments.classes, side, arguments.batch_size, arguments.device)
+    generator = torch.Generator().manual_seed(2)
+    vocab_size = model.config.clip_config.text_config.vocab_size
+    input_ids = torch.randint(0, vocab_size - 2, (arguments.classes, 77), generator=generator)
+    input_ids[:, PROMPT_LENGTH - 1 :] = model.config.clip_config.text_config.eos_token_id
+    input_ids = input_ids.to(arguments.device)
+    labels = torch.randint(0, arguments.classes, (arguments.batch_size, side, side), generator=generator)
+    labels = labels.to(arguments.device)
+
+    def update(trained: CATSegForSemanticSegmentation, optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> float:
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained.parameters(), optimization.MAX_GRAD_NORM)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    def step(optimizer: torch.optim.Optimizer) -> float:
+        return update(model, optimizer, model(pixel_values, input_ids=input_ids, labels=labels).loss)
+
+    def reference_step(optimizer: torch.optim.Optimizer) -> float:
+        features = reference.clip.get_text_features(input_ids).pooler_output
+        text_embeds = torch.nn.functional.normalize(features, dim=-1)[:, None]
+        logits = literal.literal_logits(reference, pixel_values, text_embeds)
+        return update(
+            reference, optimizer, literal.literal_loss(logits, labels, model.config.semantic_loss_ignore_index)
+        )
+
+    optimizer, reference_optimizer = optimization.build_optimizer(model), optimization.build_optimizer(reference)
+    losses = [step(optimizer), reference_step(reference_optimizer)]
+    seconds, peak = measure(lambda: step(optimizer), arguments.device, arguments.repeats)
+    reference_seconds, reference_peak = measure(
+        lambda: reference_step(reference_optimizer), arguments.device, max(1, arguments.repeats - 1)
+    )
+    write_result(
+        {
+            "case": "training step",
+            "architecture": arguments.architecture,
+            "classes": arguments.classes,
+            "batch_size": arguments.batch_size,
+            "gradient_checkpointing": arguments.gradient_checkpointing,
+            "machine": machine(arguments.device),
+            "torch": torch.__version__,
+            "seconds": seconds,
+            "reference_seconds": reference_seconds,
+            "ratio": reference_seconds / seconds,
+            "peak_memory_mb": peak,
+            "reference_peak_memory_mb": reference_peak,
+            "first_loss_difference": abs(losses[0] - losses[1]),
+        },
+        arguments.json,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,295 @@
+"""The command line of catseg_hf.
+
+catseg-hf segment photos/ "more/*.jpg" --labels "cat, sofa" --model catseg-base --output segmented
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator
+from functools import partial
+from glob import glob, has_magic
+from pathlib import Path
+from typing import Any, BinaryIO
+from urllib.parse import unquote, urlparse
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm.auto import tqdm
+from transformers import AutoConfig, pipeline
+
+from .pipeline_catseg import OpenVocabularySegmentationPipeline, read_picture, split_labels
+from .remote_code_catseg import OPEN_VOCABULARY_TASK
+from .visualization import area_shares, class_color, draw_segmentation
+from .vocabularies import VOCABULARIES, load_vocabulary
+
+
+LARGEST_CLASSES = 5
+
+
+class CommandError(Exception):
+    """What stops the command, in one sentence."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line and returns its exit code: 0, 1 if pictures could not be read, 2 for wrong arguments."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        return arguments.command(arguments)
+    except CommandError as error:
+        print(f"catseg-hf: error: {error}", file=sys.stderr)
+        return 2
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(prog="catseg-hf", description="Open-vocabulary segmentation with CAT-Seg.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    segment = commands.add_parser(
+        "segment",
+        help="segment pictures into classes named in words",
+        description="For every picture NAME writes NAME_overlay.png (the picture in the colours of its classes, with "
+        "a legend) and NAME_labels.png (the class of every pixel), and summary.json for all of them.",
+    )
+    segment.set_defaults(command=segment_pictures)
+    segment.add_argument("images", nargs="+", metavar="IMAGE", help="file, folder, glob pattern or URL")
+    vocabulary = segment.add_mutually_exclusive_group()
+    vocabulary.add_argument("--labels", help='classes to look for, separated by commas: "cat, sofa"')
+    vocabulary.add_argument("--vocabulary", choices=VOCABULARIES, help="the classes of a benchmark")
+    segment.add_argument("--model", required=True, help="folder or Hub id of a CAT-Seg checkpoint")
+    segment.add_argument("--output", required=True, type=Path, help="folder for the results")
+    segment.add_argument("--threshold", type=_probability, help="pixels less probable than this get no class")
+    segment.add_argument("--batch_size", type=_positive, default=1, help="pictures at a time (default: 1)")
+    segment.add_argument("--device", type=_device, help="such as cpu or cuda:0 (default: an accelerator, if any)")
+    segment.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto")
+    return parser
+
+
+def segment_pictures(arguments: argparse.Namespace) -> int:
+    """The command `segment`."""
+    pictures, failures = find_pictures(arguments.images)
+    if pictures:
+        if arguments.output.exists() and not arguments.output.is_dir():
+            raise CommandError(f"The output {str(arguments.output)!r} is a file, but a folder is needed.")
+        segmenter = load_segmenter(arguments.model, arguments.device, arguments.dtype)
+        try:
+            labels = _choose_labels(segmenter, arguments)
+            records = _segment_each(segmenter, pictures, labels, failures, arguments)
+            summary = {
+                "model": arguments.model,
+                "labels": labels,
+                "threshold": arguments.threshold,
+                "pictures": records,
+                "unreadable": [{"picture": picture, "error": error} for picture, error in failures],
+            }
+            text = json.dumps(summary, indent=2) + "\n"
+            write_file(arguments.output / "summary.json", lambda file: file.write(text.encode()))
+        except OSError as error:
+            raise CommandError(f"The results could not be written to {str(arguments.output)!r}: {error}.") from error
+        except ValueError as error:
+            raise CommandError(str(error)) from error
+        print(f"Segmented {len(records)} picture{'s' * (len(records) != 1)} into {arguments.output}")
+    for _, error in failures:
+        print(f"catseg-hf: {error}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def find_pictures(arguments: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """
+    The paths and URLs of pictures that files, folders, glob patterns and URLs stand for, each once, and what stands
+    for none with a sentence that says so.
+    """
+    extensions = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}
+    pictures, failures = {}, []
+    for argument in arguments:
+        if argument.startswith(("http://", "https://")):
+            found = [argument]
+        elif os.path.isdir(argument):
+            names = sorted(name for name in os.listdir(argument) if Path(name).suffix.lower() in extensions)
+            found = [os.path.join(argument, name) for name in names]
+            found = [path for path in found if os.path.isfile(path)]
+            if not found:
+                failures.append((argument, f"The folder {argument!r} has no pictures."))
+        elif has_magic(argument) and not os.path.exists(argument):
+            found = [path for path in sorted(glob(argument, recursive=True)) if os.path.isfile(path)]
+            if not found:
+                failures.append((argument, f"No file matches {argument!r}."))
+        else:
+            found = [argument]
+        for picture in found:
+            pictures.setdefault(_identity(picture), picture)
+    return list(pictures.values()), failures
+
+
+def load_segmenter(
+    model: str, device: torch.device | None = None, dtype: str = "auto"
+) -> OpenVocabularySegmentationPipeline:
+    """
+    The pipeline of a checkpoint, a folder or a Hub id.
+
+    Raises:
+        CommandError: If it cannot be loaded or is not CAT-Seg.
+    """
+    try:
+        model_type = AutoConfig.from_pretrained(model).model_type
+        if model_type == "catseg":
+            return pipeline(OPEN_VOCABULARY_TASK, model=model, device=device, dtype=dtype)
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise CommandError(f"The model {model!r} could not be loaded: {reason}") from error
+    raise CommandError(f"The model {model!r} is of type {model_type!r}, but a CAT-Seg checkpoint is needed.")
+
+
+def draw_label_map(segmentation: torch.Tensor, num_labels: int, has_gaps: bool) -> tuple[Image.Image, int | None]:
+    """
+    A label map as a picture.
+
+    Args:
+        segmentation (`torch.LongTensor` of shape (H, W)): Class of every pixel, -1 for none.
+        num_labels (`int`): Number of classes.
+        has_gaps (`bool`): Whether a value is kept for pixels of no class.
+
+    Returns:
+        `PIL.Image.Image` whose values are the classes, of mode "P" in the classes' colours, or of mode "I;16" if they
+        do not go into 8 bits; and the value of pixels of no class, 255 or 65535, or `None`.
+    """
+    few = num_labels + has_gaps <= 256
+    no_class = 255 if few else 65535
+    pixels = segmentation.masked_fill(segmentation < 0, no_class).numpy()
+    label_map = Image.fromarray(pixels.astype(np.uint8 if few else np.uint16))
+    if few:
+        colors = [class_color(index) for index in range(num_labels)] + [(0, 0, 0)] * (256 - num_labels)
+        label_map.putpalette([channel for color in colors for channel in color])
+    return label_map, no_class if has_gaps else None
+
+
+def write_file(path: Path, write: Callable[[BinaryIO], Any]):
+    """Writes a file that appears under its name only once it is complete; makes its folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(unfinished, "wb") as file:
+            write(file)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _choose_labels(segmenter: OpenVocabularySegmentationPipeline, arguments: argparse.Namespace) -> list[str]:
+    if arguments.vocabulary is not None:
+        return load_vocabulary(arguments.vocabulary)
+    if arguments.labels is not None:
+        return split_labels(arguments.labels)
+    id2label = segmenter.model.config.id2label
+    return [id2label[index] for index in sorted(id2label)]
+
+
+def _segment_each(
+    segmenter: OpenVocabularySegmentationPipeline,
+    pictures: list[str],
+    labels: list[str],
+    failures: list[tuple[str, str]],
+    arguments: argparse.Namespace,
+) -> list[dict[str, Any]]:
+    """Segments the pictures and writes what was found; adds those that cannot be read to `failures`."""
+    inputs = {_identity(picture) for picture in pictures}
+    names, records, waiting = set(), [], deque()
+    with tqdm(total=len(pictures), unit="picture", disable=None) as progress:
+
+        def read() -> Iterator[torch.Tensor]:
+            for picture in pictures:
+                try:
+                    pixels = read_picture(picture, segmenter.processor.image_processor)
+                except ValueError as error:
+                    failures.append((picture, str(error)))
+                    progress.update()
+                    continue
+                waiting.append((picture, pixels))
+                yield pixels
+
+        results = segmenter(
+            read(),
+            labels if arguments.labels is not None or arguments.vocabulary is not None else None,
+            batch_size=arguments.batch_size,
+            threshold=arguments.threshold,
+            return_segmentation_map=True,
+        )
+        for result in results:
+            picture, pixels = waiting.popleft()
+            image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+            path = arguments.output / _choose_name(picture, arguments.output, names, inputs)
+            record = _write_result(path, image, result, labels, arguments.threshold is not None)
+            records.append({"picture": picture, **record})
+            largest = [f"{segment['label']} {segment['area']:.1%}" for segment in record["segments"]]
+            if len(largest) > LARGEST_CLASSES:
+                largest = [*largest[:LARGEST_CLASSES], f"and {len(largest) - LARGEST_CLASSES} more"]
+            progress.write(f"{picture}: {', '.join(largest) or 'no class'}", file=sys.stdout)
+            progress.update()
+    return records
+
+
+def _write_result(
+    path: Path, image: Image.Image, result: dict[str, Any], labels: list[str], has_gaps: bool
+) -> dict[str, Any]:
+    """Writes both pictures of one result under the stem `path` and returns what the summary says of it."""
+    label_map, no_class = draw_label_map(result["segmentation"], len(labels), has_gaps)
+    pictures = {"overlay": draw_segmentation(image, result["segmentation"], labels), "labels": label_map}
+    files = {}
+    for kind, picture in pictures.items():
+        target = path.with_name(f"{path.name}_{kind}.png")
+        write_file(target, partial(picture.save, format="PNG"))
+        files[kind] = target.name
+    shares = {index: share for index, share in area_shares(result["segmentation"]).items() if index >= 0}
+    segments = [
+        {"index": index, "label": segment["label"], "area": round(share, 6), "score": round(segment["score"], 6)}
+        for segment, (index, share) in zip(result["segments"], shares.items(), strict=True)
+    ]
+    return {"width": image.width, "height": image.height, **files, "no_class": no_class, "segments": segments}
+
+
+def _choose_name(picture: str, output: Path, names: set[str], inputs: set[str]) -> str:
+    """A stem that is new among `names` (and is added to them) and under which no picture of `inputs` is replaced."""
+    is_url = picture.startswith(("http://", "https://"))
+    stem = Path(unquote(urlparse(picture).path) if is_url else picture).stem or "picture"
+    name, number = stem, 1
+    while name.casefold() in names or any(
+        _identity(str(output / f"{name}_{kind}.png")) in inputs for kind in ("overlay", "labels")
+    ):
+        number += 1
+        name = f"{stem}_{number}"
+    names.add(name.casefold())
+    return name
+
+
+def _identity(picture: str) -> str:
+    return picture if picture.startswith(("http://", "https://")) else os.path.realpath(picture)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not positive")
+    return value
+
+
+def _probability(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value
+
+
+def _device(text: str) -> torch.device:
+    try:
+        device = torch.device(text)
+        torch.empty(0, device=device)
+    except Exception as error:
+        raise argparse.ArgumentTypeError(f"there is no device {text!r} here") from error
+    return device
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""torch.compile without graph breaks and without a new graph for every vocabulary, and torch.export."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.export import Dim
+
+
+@pytest.fixture(autouse=True)
+def fresh_dynamo():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def text_embeds(num_classes: int) -> torch.Tensor:
+    noise = torch.randn(num_classes, 1, 64, generator=torch.Generator().manual_seed(num_classes))
+    return F.normalize(noise, dim=-1)
+
+
+def pixels(batch_size: int) -> torch.Tensor:
+    return torch.randn(batch_size, 3, 96, 96, generator=torch.Generator().manual_seed(batch_size))
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_inference_with_any_number_of_classes(model, backend):
+    counter = CompileCounterWithBackend(backend)
+    compiled = torch.compile(model, fullgraph=True, dynamic=True, backend=counter)
+    with torch.no_grad():
+        for num_classes in (5, 17, 40, 64, 90, 171):
+            inputs = {"text_embeds": text_embeds(num_classes), "sliding_window": False}
+            expected = model(pixels(1), **inputs).logits
+            torch.testing.assert_close(compiled(pixels(1), **inputs).logits, expected, rtol=0, atol=1e-4)
+            if num_classes == 40:
+                graphs = counter.frame_count  # torch chooses other convolutions for few maps
+        assert counter.frame_count == graphs
+        for num_classes in (270, 300, 400):  # above the class cut
+            inputs = {"text_embeds": text_embeds(num_classes), "sliding_window": False}
+            expected = model(pixels(1), **inputs).logits
+            torch.testing.assert_close(compiled(pixels(1), **inputs).logits, expected, rtol=0, atol=1e-4)
+            if num_classes == 300:
+                graphs = counter.frame_count
+        assert counter.frame_count == graphs
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_training(model, golden_inputs, backend):
+    labels = torch.randint(0, 5, (2, 48, 48), generator=torch.Generator().manual_seed(0))
+    model.train().freeze_clip("attention")
+    gradients = {}
+    for name, forward in (("eager", model), ("compiled", torch.compile(model, fullgraph=True, backend=backend))):
+        model.zero_grad()
+        forward(**golden_inputs, labels=labels).loss.backward()
+        gradients[name] = {key: p.grad.clone() for key, p in model.named_parameters() if p.grad is not None}
+    assert gradients["eager"].keys() == gradients["compiled"].keys()
+    for key, gradient in gradients["eager"].items():
+        torch.testing.assert_close(gradients["compiled"][key], gradient, rtol=1e-3, atol=1e-5)
+
+
+def test_sliding_window_is_one_graph(model):
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    inputs = {"text_embeds": text_embeds(5), "sliding_window": True}
+    with torch.no_grad():
+        picture = F.interpolate(pixels(1), size=(640, 640))
+        torch.testing.assert_close(
+            compiled(picture, **inputs).logits, model(picture, **inputs).logits, rtol=0, atol=1e-3
+        )
+
+
+def test_export_with_dynamic_batch_and_classes(model):
+    inputs = {"pixel_values": pixels(2), "text_embeds": text_embeds(5), "sliding_window": False}
+    dynamic_shapes = {
+        "pixel_values": {0: Dim("batch", min=1, max=16)},
+        "text_embeds": {0: Dim("classes", min=2, max=200)},
+        "sliding_window": None,
+    }
+    with torch.no_grad():
+        program = torch.export.export(model, (), inputs, dynamic_shapes=dynamic_shapes)
+        for batch_size, num_classes in ((1, 2), (3, 40)):
+            other = {**inputs, "pixel_values": pixels(batch_size), "text_embeds": text_embeds(num_classes)}
+            torch.testing.assert_close(program.module()(**other).logits, model(**other).logits, rtol=0, atol=1e-4)

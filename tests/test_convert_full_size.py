@@ -1,0 +1,54 @@
+"""Both released architectures through the converter: what they compute, and the memory and time that it takes."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from transformers import AutoModelForSemanticSegmentation
+
+import convert_catseg_original_to_hf as converter
+from conftest import FIXTURES, normalise
+from full_size import ARCHITECTURES, full_size_state_dict
+from test_convert_tokenizer import openai_vocabulary
+
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_full_size(architecture, tmp_path):
+    checkpoint, output = tmp_path / "model.pth", tmp_path / "out"
+    torch.save({"model": full_size_state_dict(architecture)}, checkpoint)
+    start = time.monotonic()
+    process = subprocess.Popen(
+        [sys.executable, converter.__file__, "--checkpoint_path", checkpoint, "--output_dir", output]
+        + ["--tokenizer", openai_vocabulary()],
+        env={**os.environ, "OMP_NUM_THREADS": "2"},
+    )
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds, size = time.monotonic() - start, checkpoint.stat().st_size
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    print(f"{architecture}: {size / 1e9:.2f} GB, {seconds:.0f} s, peak {peak / 1e9:.2f} GB ({peak / size:.2f} times)")
+    assert peak <= 2.5 * size
+    assert seconds < 120
+    checkpoint.unlink()
+
+    expected = load_file(FIXTURES / "full" / f"{architecture}.safetensors")
+    inputs = load_file(FIXTURES / "full" / f"{ARCHITECTURES[0]}.safetensors")
+    model = AutoModelForSemanticSegmentation.from_pretrained(output)
+    with torch.no_grad():
+        text_embeds = model.get_text_embeds(inputs["input_ids"])
+        pixel_values = normalise(inputs["pixel_values_uint8"])[None]
+        logits = model(pixel_values, text_embeds=text_embeds, sliding_window=False).logits
+    torch.testing.assert_close(text_embeds, expected["text_embeds"], rtol=0, atol=1e-4)
+    probabilities = F.interpolate(logits.sigmoid(), size=(384, 384), mode="bilinear")[0]
+    torch.testing.assert_close(
+        probabilities[:, ::12, ::12], expected["sem_seg_probabilities_stride12"], rtol=0, atol=1e-5
+    )
