@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,7 @@ import literal  # noqa: E402, F401  (the reference)
 import optimization  # noqa: E402, F401
 
 
+Output = TypeVar("Output")
 ARCHITECTURES = ("base", "large", "tiny")
 
 
@@ -88,20 +90,20 @@ def random_inputs(
     return pixel_values.to(device), F.normalize(text_embeds, dim=-1).to(device)
 
 
-def measure(run: Callable[[], object], device: str, repeats: int) -> tuple[float, float]:
+def measure(run: Callable[[], Output], device: str, repeats: int) -> tuple[float, float, Output]:
     """
-    Shortest of `repeats` times in seconds, after one untimed run, and the peak of memory in MB beyond what was held
-    before: of the device's allocator, or of the process (Linux only, otherwise NaN).
+    Shortest of `repeats` times in seconds after one untimed run, the untimed run's peak of memory in MB beyond what was
+    held before (of the device's allocator, or of the process; NaN where the system does not tell), and the last output.
     """
     peak = _peak_memory(run, device)
     seconds = []
     for _ in range(repeats):
         _synchronize(device)
         start = time.perf_counter()
-        run()
+        output = run()
         _synchronize(device)
         seconds.append(time.perf_counter() - start)
-    return min(seconds), peak
+    return min(seconds), peak, output
 
 
 def _synchronize(device: str):

@@ -65,8 +65,8 @@ def main():
 
     optimizer, reference_optimizer = optimization.build_optimizer(model), optimization.build_optimizer(reference)
     losses = [step(optimizer), reference_step(reference_optimizer)]
-    seconds, peak = measure(lambda: step(optimizer), arguments.device, arguments.repeats)
-    reference_seconds, reference_peak = measure(
+    seconds, peak, _ = measure(lambda: step(optimizer), arguments.device, arguments.repeats)
+    reference_seconds, reference_peak, _ = measure(
         lambda: reference_step(reference_optimizer), arguments.device, max(1, arguments.repeats - 1)
     )
     write_result(

@@ -60,13 +60,13 @@ def test_eager_and_sdpa_agree(model, inputs):
     assert torch.allclose(logits["eager"], logits["sdpa"], atol=1e-4)
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.bfloat16, 0.2), (torch.float16, 0.02)])
+@pytest.mark.parametrize("dtype, tolerance", [(torch.bfloat16, 0.02), (torch.float16, 0.003)])
 def test_half_precision(model, inputs, dtype, tolerance):
     with torch.no_grad():
         expected = model(**inputs).logits
         logits = model.to(dtype)(**inputs).logits
     assert logits.dtype == dtype and logits.isfinite().all()
-    assert (logits - expected).abs().max() < tolerance
+    assert (logits - expected).abs().mean() < tolerance  # of logits whose standard deviation is 0.47
     with torch.no_grad():
         merged = model(**{**inputs, "sliding_window": True}).logits
     assert merged.isfinite().all()

@@ -408,7 +408,8 @@ class CATSegModel(CATSegPreTrainedModel):
         kept_cost, kept_text_embeds, class_indices = cost, text_embeds[None], None
         if 0 < self.config.num_class_tokens < cost.shape[2]:
             class_indices = most_similar_classes(cost, self.config.num_class_tokens)
-            kept_cost = cost.take_along_dim(class_indices[:, None, :, None, None], dim=2)
+            indices = class_indices[:, None, :, None, None].expand(-1, cost.shape[1], -1, *cost.shape[3:])
+            kept_cost = cost.gather(2, indices)
             kept_text_embeds = text_embeds[class_indices]
         hidden_states, all_hidden_states, attentions = self.aggregator(
             kept_cost, image_embeds, kept_text_embeds, output_hidden_states, output_attentions

@@ -47,12 +47,6 @@ def shifted_window_mask(grid: tuple[int, int], window_size: int, shift: int, lik
     return (regions[:, None, :] != regions[:, :, None]).to(like.dtype) * FOREIGN_REGION_MASK
 
 
-def elu_plus_one(hidden_states: torch.Tensor) -> torch.Tensor:
-    """Linear attention's positive feature map ELU(z) + 1, which is z + 1 above 0 and exp(z) below. Not `F.elu`, whose
-    gradient has other strides than torch.compile expects."""
-    return F.relu(hidden_states) + hidden_states.clamp(max=0).exp()
-
-
 class CATSegMLP(nn.Module):
     def __init__(self, config: CATSegConfig, activation: nn.Module):
         super().__init__()
@@ -253,13 +247,13 @@ class CATSegClassAttention(CATSegGuidedAttention):
         num_padding_tokens: int,
     ) -> torch.Tensor:
         num_tokens = keys.shape[-2] + max(num_padding_tokens, 0)
-        queries = self.split_heads(elu_plus_one(queries))
-        keys = self.split_heads(elu_plus_one(keys) / num_tokens)  # means instead of sums stay within half precision
+        queries = self.split_heads(F.elu(queries) + 1)
+        keys = self.split_heads((F.elu(keys) + 1) / num_tokens)  # means instead of sums stay within half precision
         values = self.split_heads(values)
         key_mean = keys.sum(dim=-2, keepdim=True)
         key_value_mean = keys.transpose(-1, -2) @ values
         if padding_key is not None:
-            padding_key = self.split_heads(elu_plus_one(padding_key) * (num_padding_tokens / num_tokens))
+            padding_key = self.split_heads((F.elu(padding_key) + 1) * (num_padding_tokens / num_tokens))
             key_mean = key_mean + padding_key
             key_value_mean = key_value_mean + padding_key.transpose(-1, -2) @ self.split_heads(padding_value)
         normaliser = (queries * key_mean).sum(dim=-1, keepdim=True) + 1e-6 / num_tokens
