@@ -92,8 +92,9 @@ def random_inputs(
 
 def measure(run: Callable[[], Output], device: str, repeats: int) -> tuple[float, float, Output]:
     """
-    Shortest of `repeats` times in seconds after one untimed run, the untimed run's peak of memory in MB beyond what was
-    held before (of the device's allocator, or of the process; NaN where the system does not tell), and the last output.
+    Shortest of `repeats` times in seconds after one untimed run, the untimed run's peak of memory in MB beyond what
+    was held before (of the device's allocator, or of the process; NaN where the system does not tell), and the last
+    output.
     """
     peak = _peak_memory(run, device)
     seconds = []

@@ -64,7 +64,8 @@ def table() -> str:
             result = json.loads(file.read_text())
             machines.add(f"{result['machine']}, torch {result['torch']}")
             lines.append(
-                f"| {label} | {result['reference_seconds']:.2f} s | {result['seconds']:.2f} s | {result['ratio']:.1f} | "
+                f"| {label} | {result['reference_seconds']:.2f} s | {result['seconds']:.2f} s | "
+                f"{result['ratio']:.1f} | "
                 f"{result['reference_peak_memory_mb'] / 1000:.2f} GB | {result['peak_memory_mb'] / 1000:.2f} GB |"
             )
         lines.append("")

@@ -293,7 +293,7 @@ class CATSegClassBlock(GradientCheckpointingLayer):
         self.layer_norm1 = nn.LayerNorm(config.hidden_size)
         self.attention = CATSegClassAttention(config)
         self.layer_norm2 = nn.LayerNorm(config.hidden_size)
-        self.mlp = CATSegMLP(config, nn.ReLU())
+        self.mlp = CATSegMLP(config, nn.ReLU(inplace=True))
 
     def forward(self, hidden_states: torch.Tensor, guidance: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         """Tokens `(B, positions, T, C)` and projected text guidance `(B, 1, T, C)`."""
