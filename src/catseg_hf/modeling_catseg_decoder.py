@@ -30,8 +30,8 @@ class CATSegDecoderStage(GradientCheckpointingLayer):
         self.norm2 = nn.GroupNorm(num_groups, out_channels)
 
     def merge_upsampling(self, guidance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The kernel `(in_channels, out_channels, 4, 4)` of upsampling and first convolution, and `(B, out_channels, H,
-        W)`, what the first convolution makes of guidance `(B, guidance_size, H, W)` and of the upsampling's bias."""
+        """The kernel `(in_channels, out_channels, 4, 4)` of upsampling and first convolution, and what the first
+        convolution makes of guidance `(B, guidance_size, H, W)` and of the upsampling's bias, in `out_channels`."""
         kernel = F.conv_transpose2d(self.upsample.weight, self.conv1.weight.flip(2, 3).transpose(0, 1))
         bias = self.upsample.bias[None, :, None, None].expand(-1, -1, *guidance.shape[2:])
         return kernel, self.guidance_conv1(guidance) + self.conv1(bias)
