@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from measure import ARCHITECTURES, build_model, literal, machine, measure, random_inputs, write_result
+from measure import ARCHITECTURES, build_model, literal, measure, random_inputs, write_result
 
 
 def main():
@@ -63,27 +63,12 @@ def main():
         torch.cat([F.interpolate(one[None].sigmoid(), size=size, mode="bilinear").argmax(dim=1) for one in maps])
         for maps in (logits.float(), expected)
     )
-    write_result(
-        {
-            "case": "inference",
-            "architecture": arguments.architecture,
-            "classes": arguments.classes,
-            "sliding_window": arguments.sliding_window,
-            "batch_size": arguments.batch_size,
-            "dtype": arguments.dtype,
-            "compile": arguments.compile,
-            "machine": machine(arguments.device),
-            "torch": torch.__version__,
-            "seconds": seconds,
-            "reference_seconds": reference_seconds,
-            "ratio": reference_seconds / seconds,
-            "peak_memory_mb": peak,
-            "reference_peak_memory_mb": reference_peak,
-            "max_abs_logit_difference": (logits.float() - expected).abs().max().item(),
-            "arg_max_agreement": (best == expected_best).float().mean().item(),
-        },
-        arguments.json,
-    )
+    case = {"case": "inference", **vars(arguments)}
+    differences = {
+        "max_abs_logit_difference": (logits.float() - expected).abs().max().item(),
+        "arg_max_agreement": (best == expected_best).float().mean().item(),
+    }
+    write_result(case, (seconds, peak), (reference_seconds, reference_peak), differences)
 
 
 if __name__ == "__main__":

@@ -148,8 +148,28 @@ def machine(device: str) -> str:
     return f"{model_name}, {torch.get_num_threads()} cores, {features}"
 
 
-def write_result(result: dict, file: Path | None):
-    """Prints a result, and writes it if a file is given."""
+def write_result(case: dict, ours: tuple[float, float], reference: tuple[float, float], differences: dict):
+    """
+    Prints a comparison as JSON, and writes it if a file is given.
+
+    Args:
+        case (`dict`): What was run: the script's arguments, `device` and `json` (the file, or none) among them.
+        ours, reference (`tuple[float, float]`): Seconds and peak memory in MB, of the model and of the literal one.
+        differences (`dict`): How far their outputs are apart.
+    """
+    file, device = case.pop("json"), case.pop("device")
+    result = {
+        **case,
+        "device": device,
+        "machine": machine(device),
+        "torch": torch.__version__,
+        "seconds": ours[0],
+        "reference_seconds": reference[0],
+        "ratio": reference[0] / ours[0],
+        "peak_memory_mb": ours[1],
+        "reference_peak_memory_mb": reference[1],
+        **differences,
+    }
     text = json.dumps(result, indent=2)
     print(text)
     if file is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from measure import ARCHITECTURES, build_model, machine, measure, write_result
+from measure import ARCHITECTURES, build_model, measure, write_result
 
 
 PROMPT_LENGTHS = (10, 11, 12, 13, 14)  # of COCO-Stuff's names in the published prompt
@@ -40,23 +40,9 @@ def main():
         seconds, peak, text_embeds = measure(
             lambda: model.get_text_embeds(input_ids), arguments.device, arguments.repeats
         )
-        difference = (text_embeds - expected).abs().max().item()
-    write_result(
-        {
-            "case": "text features",
-            "architecture": arguments.architecture,
-            "classes": arguments.classes,
-            "machine": machine(arguments.device),
-            "torch": torch.__version__,
-            "seconds": seconds,
-            "reference_seconds": reference_seconds,
-            "ratio": reference_seconds / seconds,
-            "peak_memory_mb": peak,
-            "reference_peak_memory_mb": reference_peak,
-            "max_abs_difference": difference,
-        },
-        arguments.json,
-    )
+    differences = {"max_abs_difference": (text_embeds - expected).abs().max().item()}
+    case = {"case": "text features", **vars(arguments)}
+    write_result(case, (seconds, peak), (reference_seconds, reference_peak), differences)
 
 
 if __name__ == "__main__":
