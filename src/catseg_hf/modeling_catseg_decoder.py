@@ -11,12 +11,10 @@ from .tensor_ops_catseg import class_chunks
 
 class CATSegDecoderStage(GradientCheckpointingLayer):
     """
-    Doubles the resolution of every class's map, guided by CLIP features (section 3.5): a transposed convolution, the
-    concatenation of the guidance, and two convolutions.
+    Doubles the resolution of every class's map, guided by CLIP features (section 3.5).
 
-    The first convolution of the concatenation is the sum of one of the map and one of the guidance, which is the same
-    for every class. Of the map, transposed convolution (2 x 2, stride 2) and convolution (3 x 3) are one transposed
-    convolution (4 x 4, stride 2), whose kernel is their kernels' convolution, with half of the multiplications.
+    The paper convolves the concatenation of map and guidance, which is the sum of two convolutions; the guidance's half
+    is the same for every class.
     """
 
     def __init__(self, in_channels: int, out_channels: int, guidance_size: int):
@@ -29,17 +27,9 @@ class CATSegDecoderStage(GradientCheckpointingLayer):
         self.conv2 = nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1, bias=False)
         self.norm2 = nn.GroupNorm(num_groups, out_channels)
 
-    def merge_upsampling(self, guidance: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The kernel `(in_channels, out_channels, 4, 4)` of upsampling and first convolution, and what the first
-        convolution makes of guidance `(B, guidance_size, H, W)` and of the upsampling's bias, in `out_channels`."""
-        kernel = F.conv_transpose2d(self.upsample.weight, self.conv1.weight.flip(2, 3).transpose(0, 1))
-        bias = self.upsample.bias[None, :, None, None].expand(-1, -1, *guidance.shape[2:])
-        return kernel, self.guidance_conv1(guidance) + self.conv1(bias)
-
-    def forward(self, hidden_states: torch.Tensor, kernel: torch.Tensor, guidance: torch.Tensor) -> torch.Tensor:
-        """Maps `(B * T, in_channels, H, W)`, and kernel and convolved guidance of [`merge_upsampling`], to maps
-        `(B * T, out_channels, 2 * H, 2 * W)`."""
-        hidden_states = F.conv_transpose2d(hidden_states, kernel, stride=2, padding=1)
+    def forward(self, hidden_states: torch.Tensor, guidance: torch.Tensor) -> torch.Tensor:
+        """Maps `(B * T, in_channels, H, W)` and convolved guidance `(B, out_channels, 2 * H, 2 * W)`."""
+        hidden_states = self.conv1(self.upsample(hidden_states))
         hidden_states = (hidden_states.unflatten(0, (guidance.shape[0], -1)) + guidance[:, None]).flatten(0, 1)
         hidden_states = F.relu(self.norm1(hidden_states), inplace=True)
         return F.relu(self.norm2(self.conv2(hidden_states)), inplace=True)
@@ -80,14 +70,14 @@ class CATSegDecoder(nn.Module):
     def forward(self, hidden_states: torch.Tensor, guidance_states: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """Tokens `(B, T, H, W, C)` and guidance layers' outputs to logits `(B, T, 4 * H, 4 * W)`."""
         batch_size = hidden_states.shape[0]
-        merged = [
-            stage.merge_upsampling(guidance)
+        guidance = [
+            stage.guidance_conv1(guidance)
             for stage, guidance in zip(self.stages, self.project_guidance(guidance_states), strict=True)
         ]
         logits = []
         for chunk in class_chunks(hidden_states, self.config):
             maps = chunk.flatten(0, 1).permute(0, 3, 1, 2)  # channels last in memory
-            for stage, (kernel, guidance) in zip(self.stages, merged, strict=True):
-                maps = stage(maps, kernel, guidance)
+            for stage, stage_guidance in zip(self.stages, guidance, strict=True):
+                maps = stage(maps, stage_guidance)
             logits.append(self.head(maps).unflatten(0, (batch_size, -1)).squeeze(2))
         return torch.cat(logits, dim=1)
