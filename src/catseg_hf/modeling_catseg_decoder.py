@@ -13,8 +13,8 @@ class CATSegDecoderStage(GradientCheckpointingLayer):
     """
     Doubles the resolution of every class's map, guided by CLIP features (section 3.5).
 
-    The paper convolves the concatenation of map and guidance, which is the sum of two convolutions; the guidance's half
-    is the same for every class.
+    The paper convolves the concatenation of map and guidance, which is the sum of two convolutions; the guidance's
+    half is the same for every class.
     """
 
     def __init__(self, in_channels: int, out_channels: int, guidance_size: int):
