@@ -53,6 +53,8 @@ def table() -> str:
     """Markdown rows of all results, by architecture."""
     lines, machines = [], set()
     for architecture, title in (("base", "ViT-B/16"), ("large", "ViT-L/14")):
+        if not list(RESULTS.glob(f"{architecture}_*.json")):
+            continue
         lines += [
             f"| {title} | literal | catseg_hf | ratio | peak memory, literal | peak memory, catseg_hf |",
             "|---|---|---|---|---|---|",
@@ -75,9 +77,10 @@ def table() -> str:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", action="store_true", help="run every case again")
+    parser.add_argument("--architectures", nargs="+", default=["base", "large"], help="to run (%(default)s)")
     arguments = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
-    for architecture in ("base", "large"):
+    for architecture in arguments.architectures:
         for name in CASES:
             if arguments.run or not (RESULTS / f"{architecture}_{name}.json").exists():
                 run_case(architecture, name)
