@@ -6,8 +6,11 @@ from math import prod
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
 
-from conftest import FIXTURES
+from catseg_hf import CATSegForSemanticSegmentation
+from conftest import FIXTURES, normalise
 
 
 ARCHITECTURES = ["vit_b_16_384", "vit_l_14_336"]
@@ -20,6 +23,21 @@ def full_size_state_dict(architecture: str) -> dict[str, torch.Tensor]:
         name: torch.zeros(shape) if name.endswith("attn_mask") else _tensor_for(name, tuple(shape))
         for name, shape in manifest.items()
     }
+
+
+def assert_golden(model: CATSegForSemanticSegmentation, architecture: str):
+    """Text features within 1e-4 and probabilities within 1e-5 of what the authors' code computes for one picture."""
+    expected = load_file(FIXTURES / "full" / f"{architecture}.safetensors")
+    inputs = load_file(FIXTURES / "full" / f"{ARCHITECTURES[0]}.safetensors")
+    with torch.no_grad():
+        text_embeds = model.get_text_embeds(inputs["input_ids"])
+        pixel_values = normalise(inputs["pixel_values_uint8"])[None]
+        logits = model(pixel_values, text_embeds=text_embeds, sliding_window=False).logits
+    torch.testing.assert_close(text_embeds, expected["text_embeds"], rtol=0, atol=1e-4)
+    probabilities = F.interpolate(logits.sigmoid(), size=(384, 384), mode="bilinear")[0]
+    torch.testing.assert_close(
+        probabilities[:, ::12, ::12], expected["sem_seg_probabilities_stride12"], rtol=0, atol=1e-5
+    )
 
 
 def _tensor_for(name: str, shape: tuple[int, ...]) -> torch.Tensor:
