@@ -189,22 +189,23 @@ class CATSegSpatialAggregation(nn.Module):
         )
 
     def forward(
-        self, hidden_states: torch.Tensor, guidance: torch.Tensor, output_attentions: bool = False
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Tokens `(B, T, H, W, C)` and appearance guidance `(B, H, W, appearance_guidance_size)`."""
-        grid, window_size = hidden_states.shape[2:4], self.config.window_size
-        mask = shifted_window_mask(grid, window_size, self.shift, hidden_states) if self.shift else None
+        self, chunks: list[torch.Tensor], guidance: torch.Tensor, output_attentions: bool = False
+    ) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+        """Tokens `(B, t, H, W, C)` of a few classes at a time, and appearance guidance
+        `(B, H, W, appearance_guidance_size)`."""
+        grid, window_size = chunks[0].shape[2:4], self.config.window_size
+        mask = shifted_window_mask(grid, window_size, self.shift, chunks[0]) if self.shift else None
         guidance = self.guidance_norm(guidance)
         projected_guidance = [block.project_guidance(guidance) for block in self.blocks]
 
         outputs, attentions = [], []
-        for chunk in class_chunks(hidden_states, self.config):
+        for chunk in chunks:
             chunk, plain_weights = self.blocks[0](chunk, projected_guidance[0], None, output_attentions)
             chunk, shifted_weights = self.blocks[1](chunk, projected_guidance[1], mask, output_attentions)
             outputs.append(chunk)
             if output_attentions and plain_weights is not None:
                 attentions.append(torch.stack([plain_weights, shifted_weights], dim=2))
-        return torch.cat(outputs, dim=1), torch.cat(attentions, dim=1) if attentions else None
+        return outputs, torch.cat(attentions, dim=1) if attentions else None
 
 
 class CATSegClassAttention(CATSegGuidedAttention):
@@ -227,15 +228,17 @@ class CATSegClassAttention(CATSegGuidedAttention):
         padding: tuple[torch.Tensor, torch.Tensor] | None,
         num_padding_tokens: int,
     ) -> torch.Tensor:
-        """Tokens `(B, positions, T, C)`, projected guidance `(B, 1, T, C)`, and the padding token `(1, C)` with its
-        guidance `(1, text_guidance_size)`."""
-        queries, keys, values = self.queries_keys_values(hidden_states, guidance)
+        """Tokens `(T, B, positions, C)`, projected guidance `(T, B or 1, 1, C)`, and the padding token `(1, C)` with
+        its guidance `(1, text_guidance_size)`."""
+        states = self.queries_keys_values(hidden_states, guidance)
         padding_key = padding_value = None
         if num_padding_tokens > 0:
             token, token_guidance = padding
             _, padding_key, padding_value = self.queries_keys_values(token, self.project_guidance(token_guidance))
         attend = self.linear_attention if self.config.attention_type == "linear" else self.full_attention
-        return attend(queries, keys, values, padding_key, padding_value, num_padding_tokens)
+        queries, keys, values = (state.flatten(1, 2) for state in states)
+        attended = attend(queries, keys, values, padding_key, padding_value, num_padding_tokens)
+        return attended.view_as(hidden_states)
 
     def linear_attention(
         self,
@@ -246,19 +249,21 @@ class CATSegClassAttention(CATSegGuidedAttention):
         padding_value: torch.Tensor | None,
         num_padding_tokens: int,
     ) -> torch.Tensor:
-        num_tokens = keys.shape[-2] + max(num_padding_tokens, 0)
-        queries = self.split_heads(F.elu(queries) + 1)
-        keys = self.split_heads((F.elu(keys) + 1) / num_tokens)  # means instead of sums stay within half precision
-        values = self.split_heads(values)
-        key_mean = keys.sum(dim=-2, keepdim=True)
-        key_value_mean = keys.transpose(-1, -2) @ values
+        """Queries, keys and values `(T, positions, C)`; those of a padding token `(1, C)`."""
+        num_tokens = keys.shape[0] + max(num_padding_tokens, 0)
+        queries = F.elu(queries) + 1
+        keys = (F.elu(keys) + 1) / num_tokens  # means instead of sums stay within half precision
+        key_mean = keys.sum(dim=0)
+        key_value_mean = self.heads_first(keys).transpose(-1, -2) @ self.heads_first(values)
         if padding_key is not None:
-            padding_key = self.split_heads((F.elu(padding_key) + 1) * (num_padding_tokens / num_tokens))
+            padding_key = (F.elu(padding_key) + 1) * (num_padding_tokens / num_tokens)
+            padding = self.heads_first(padding_key[None]).transpose(-1, -2) @ self.heads_first(padding_value[None])
             key_mean = key_mean + padding_key
-            key_value_mean = key_value_mean + padding_key.transpose(-1, -2) @ self.split_heads(padding_value)
-        normaliser = (queries * key_mean).sum(dim=-1, keepdim=True) + 1e-6 / num_tokens
-        attended = (queries @ key_value_mean) / normaliser
-        return attended.transpose(-3, -2).flatten(-2)
+            key_value_mean = (key_value_mean.unflatten(0, (-1, self.num_heads)) + padding).flatten(0, 1)
+        normaliser = (queries * key_mean).unflatten(-1, (self.num_heads, -1)).sum(dim=-1, keepdim=True)
+        queries = queries.unflatten(-1, (self.num_heads, -1)) / (normaliser + 1e-6 / num_tokens)
+        attended = self.heads_first(queries.flatten(-2)) @ key_value_mean
+        return attended.transpose(0, 1).reshape(values.shape)
 
     def full_attention(
         self,
@@ -269,16 +274,20 @@ class CATSegClassAttention(CATSegGuidedAttention):
         padding_value: torch.Tensor | None,
         num_padding_tokens: int,
     ) -> torch.Tensor:
-        batch = queries.shape[:2]
+        """Queries, keys and values `(T, positions, C)`; those of a padding token `(1, C)`."""
         attention_mask = None
         if padding_key is not None:
-            keys = torch.cat([keys, padding_key.expand(*batch, -1, -1)], dim=-2)
-            values = torch.cat([values, padding_value.expand(*batch, -1, -1)], dim=-2)
-            attention_mask = keys.new_zeros(1, 1, 1, keys.shape[-2])
+            keys = torch.cat([keys, padding_key[None].expand(-1, keys.shape[1], -1)])
+            values = torch.cat([values, padding_value[None].expand(-1, values.shape[1], -1)])
+            attention_mask = keys.new_zeros(1, 1, 1, keys.shape[0])
             attention_mask[..., -1] = math.log(num_padding_tokens)
-            attention_mask = attention_mask.expand(-1, -1, queries.shape[-2], -1)
-        queries, keys, values = queries.flatten(0, 1), keys.flatten(0, 1), values.flatten(0, 1)
-        return self.softmax_attention(queries, keys, values, attention_mask)[0].unflatten(0, batch)
+            attention_mask = attention_mask.expand(-1, -1, queries.shape[0], -1)
+        queries, keys, values = (states.transpose(0, 1) for states in (queries, keys, values))
+        return self.softmax_attention(queries, keys, values, attention_mask)[0].transpose(0, 1)
+
+    def heads_first(self, states: torch.Tensor) -> torch.Tensor:
+        """`(T, positions, C)` as `(positions * num_heads, T, head_dim)`, without a copy."""
+        return states.unflatten(-1, (self.num_heads, self.head_dim)).flatten(1, 2).transpose(0, 1)
 
 
 class CATSegClassBlock(GradientCheckpointingLayer):
@@ -296,11 +305,11 @@ class CATSegClassBlock(GradientCheckpointingLayer):
         self.mlp = CATSegMLP(config, nn.ReLU(inplace=True))
 
     def forward(self, hidden_states: torch.Tensor, guidance: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """Tokens `(B, positions, T, C)` and projected text guidance `(B, 1, T, C)`."""
+        """Tokens `(T, B, positions, C)` and projected text guidance `(T, B or 1, 1, C)`."""
         padding = None
         if self.num_class_tokens:
             padding = self.layer_norm1(self.padding_token), self.padding_guidance
-        num_padding_tokens = self.num_class_tokens - hidden_states.shape[2]
+        num_padding_tokens = self.num_class_tokens - hidden_states.shape[0]
         attended = self.attention(self.layer_norm1(hidden_states), guidance, padding, num_padding_tokens)
         hidden_states = hidden_states + attended
         return hidden_states + self.mlp(self.layer_norm2(hidden_states))
@@ -314,16 +323,21 @@ class CATSegClassAggregation(nn.Module):
         self.config = config
         self.block = CATSegClassBlock(config)
 
-    def forward(self, hidden_states: torch.Tensor, guidance: torch.Tensor) -> torch.Tensor:
-        """Tokens `(B, T, H, W, C)` and text guidance `(B or 1, T, text_guidance_size)`."""
+    def forward(self, chunks: list[torch.Tensor], guidance: torch.Tensor) -> list[torch.Tensor]:
+        """Tokens `(B, t, H, W, C)` of a few classes at a time, and text guidance `(B or 1, T, text_guidance_size)`."""
         pooling_size = tuple(self.config.pooling_size if self.training else self.config.eval_pooling_size)
-        pooled = self.pool(hidden_states, pooling_size)
-        guidance = self.block.attention.project_guidance(guidance[:, None])
-        tokens = pooled.flatten(2, 3)  # (B, T, positions, C)
-        chunks = independent_chunks(tokens, 2, tokens[:, :, 0].numel() * self.config.mlp_ratio)
-        outputs = [self.block(chunk.transpose(1, 2).contiguous(), guidance) for chunk in chunks]
-        pooled = torch.cat(outputs, dim=1).transpose(1, 2).unflatten(2, pooled.shape[2:4])
-        return hidden_states + self.unpool(pooled, hidden_states.shape[2:4])
+        pooled = [self.pool(chunk, pooling_size) for chunk in chunks]
+        grid, num_classes = pooled[0].shape[2:4], guidance.shape[1]
+        guidance = self.block.attention.project_guidance(guidance.transpose(0, 1)[:, :, None])
+
+        numel_per_position = pooled[0][:, 0, 0, 0].numel() * num_classes * self.config.mlp_ratio
+        positions = [independent_chunks(maps.flatten(2, 3), 2, numel_per_position) for maps in pooled]
+        outputs = []
+        for parts in zip(*positions, strict=True):  # the same positions of all classes
+            tokens = torch.cat([part.transpose(0, 1) for part in parts])  # (T, B, positions, C)
+            outputs.append(self.block(tokens, guidance).transpose(0, 1).split(chunks[0].shape[1], dim=1))
+        pooled = [torch.cat(parts, dim=2).unflatten(2, grid) for parts in zip(*outputs, strict=True)]
+        return [chunk + self.unpool(maps, chunk.shape[2:4]) for chunk, maps in zip(chunks, pooled, strict=True)]
 
     @staticmethod
     def pool(hidden_states: torch.Tensor, pooling_size: tuple[int, int]) -> torch.Tensor:
@@ -353,13 +367,13 @@ class CATSegAggregatorLayer(nn.Module):
 
     def forward(
         self,
-        hidden_states: torch.Tensor,
+        chunks: list[torch.Tensor],
         appearance_guidance: torch.Tensor,
         text_guidance: torch.Tensor,
         output_attentions: bool = False,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        hidden_states, attentions = self.spatial_aggregation(hidden_states, appearance_guidance, output_attentions)
-        return self.class_aggregation(hidden_states, text_guidance), attentions
+    ) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+        chunks, attentions = self.spatial_aggregation(chunks, appearance_guidance, output_attentions)
+        return self.class_aggregation(chunks, text_guidance), attentions
 
 
 class CATSegAggregator(nn.Module):
@@ -367,6 +381,7 @@ class CATSegAggregator(nn.Module):
 
     def __init__(self, config: CATSegConfig):
         super().__init__()
+        self.config = config
         embed_dim = config.clip_config.projection_dim
         self.cost_embedding = nn.Conv2d(config.num_prompts, config.hidden_size, kernel_size=7, padding=3)
         self.appearance_projection = nn.Conv2d(embed_dim, config.appearance_guidance_size, kernel_size=3, padding=1)
@@ -375,8 +390,8 @@ class CATSegAggregator(nn.Module):
 
     def embed_cost(self, cost: torch.Tensor) -> torch.Tensor:
         """Cost volume `(B, P, T, H, W)` to tokens `(B, T, H, W, C)`."""
-        embedded = self.cost_embedding(cost.transpose(1, 2).flatten(0, 1))
-        return embedded.permute(0, 2, 3, 1).contiguous().unflatten(0, (cost.shape[0], -1))
+        maps = cost.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        return self.cost_embedding(maps).permute(0, 2, 3, 1).contiguous().unflatten(0, (cost.shape[0], -1))
 
     def project_appearance(self, image_embeds: torch.Tensor) -> torch.Tensor:
         """Image features `(B, H, W, projection_dim)` to appearance guidance `(B, H, W, appearance_guidance_size)`."""
@@ -405,14 +420,16 @@ class CATSegAggregator(nn.Module):
         Returns:
             The tokens `(B, T, H, W, C)`, and what was asked to be kept.
         """
-        hidden_states = self.embed_cost(cost)
+        # A few classes at a time, whose activations fit a cache; no tensor of all classes is ever allocated.
+        chunks = [self.embed_cost(chunk) for chunk in class_chunks(cost, 2, self.config)]
         appearance_guidance = self.project_appearance(image_embeds)
         text_guidance = self.project_text(text_embeds)
-        all_hidden_states, all_attentions = (hidden_states,), ()
+        all_hidden_states, all_attentions = (), ()
         for layer in self.layers:
-            hidden_states, attentions = layer(hidden_states, appearance_guidance, text_guidance, output_attentions)
             if output_hidden_states:
-                all_hidden_states += (hidden_states,)
+                all_hidden_states += (torch.cat(chunks, dim=1),)
+            chunks, attentions = layer(chunks, appearance_guidance, text_guidance, output_attentions)
             if attentions is not None:
                 all_attentions += (attentions,)
-        return hidden_states, all_hidden_states, all_attentions
+        hidden_states = torch.cat(chunks, dim=1)
+        return hidden_states, (*all_hidden_states, hidden_states), all_attentions

@@ -13,8 +13,9 @@ class CATSegDecoderStage(GradientCheckpointingLayer):
     """
     Doubles the resolution of every class's map, guided by CLIP features (section 3.5).
 
-    The paper convolves the concatenation of map and guidance, which is the sum of two convolutions; the guidance's
-    half is the same for every class.
+    The paper upsamples the map and convolves its concatenation with the guidance: the sum of two convolutions. The
+    guidance's half is the same for every class. In the map's half, upsampling and convolution together are one
+    transposed convolution, whose kernel is their response to impulses.
     """
 
     def __init__(self, in_channels: int, out_channels: int, guidance_size: int):
@@ -27,9 +28,25 @@ class CATSegDecoderStage(GradientCheckpointingLayer):
         self.conv2 = nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1, bias=False)
         self.norm2 = nn.GroupNorm(num_groups, out_channels)
 
-    def forward(self, hidden_states: torch.Tensor, guidance: torch.Tensor) -> torch.Tensor:
-        """Maps `(B * T, in_channels, H, W)` and convolved guidance `(B, out_channels, 2 * H, 2 * W)`."""
-        hidden_states = self.conv1(self.upsample(hidden_states))
+    def upsampling_kernel(self, like: torch.Tensor) -> torch.Tensor:
+        """Kernel `(in_channels, out_channels, 4, 4)` of `upsample` and `conv1` in one, at stride 2 and padding 1."""
+        channels = self.upsample.in_channels
+        impulses = F.pad(torch.eye(channels, dtype=like.dtype, device=like.device)[:, :, None, None], (1, 1, 1, 1))
+        responses = self.conv1(self.upsample(impulses)) - self.conv1(
+            self.upsample(impulses.new_zeros(1, channels, 3, 3))
+        )
+        return responses[..., 1:5, 1:5]
+
+    def project_guidance(self, guidance: torch.Tensor) -> torch.Tensor:
+        """Guidance `(B, guidance_size, 2 * H, 2 * W)`, convolved, with what the upsampling's bias adds to it:
+        `(B, out_channels, 2 * H, 2 * W)`."""
+        height, width = guidance.shape[-2:]
+        zeros = guidance.new_zeros(1, self.upsample.in_channels, height // 2, width // 2)
+        return self.guidance_conv1(guidance) + self.conv1(self.upsample(zeros))
+
+    def forward(self, hidden_states: torch.Tensor, kernel: torch.Tensor, guidance: torch.Tensor) -> torch.Tensor:
+        """Maps `(B * T, in_channels, H, W)`, the upsampling's kernel and projected guidance."""
+        hidden_states = F.conv_transpose2d(hidden_states, kernel, stride=2, padding=1)
         hidden_states = (hidden_states.unflatten(0, (guidance.shape[0], -1)) + guidance[:, None]).flatten(0, 1)
         hidden_states = F.relu(self.norm1(hidden_states), inplace=True)
         return F.relu(self.norm2(self.conv2(hidden_states)), inplace=True)
@@ -71,13 +88,14 @@ class CATSegDecoder(nn.Module):
         """Tokens `(B, T, H, W, C)` and guidance layers' outputs to logits `(B, T, 4 * H, 4 * W)`."""
         batch_size = hidden_states.shape[0]
         guidance = [
-            stage.guidance_conv1(guidance)
+            stage.project_guidance(guidance)
             for stage, guidance in zip(self.stages, self.project_guidance(guidance_states), strict=True)
         ]
+        kernels = [stage.upsampling_kernel(like=hidden_states) for stage in self.stages]
         logits = []
-        for chunk in class_chunks(hidden_states, self.config):
+        for chunk in class_chunks(hidden_states, 1, self.config):
             maps = chunk.flatten(0, 1).permute(0, 3, 1, 2)  # channels last in memory
-            for stage, stage_guidance in zip(self.stages, guidance, strict=True):
-                maps = stage(maps, stage_guidance)
+            for stage, kernel, stage_guidance in zip(self.stages, kernels, guidance, strict=True):
+                maps = stage(maps, kernel, stage_guidance)
             logits.append(self.head(maps).unflatten(0, (batch_size, -1)).squeeze(2))
         return torch.cat(logits, dim=1)

@@ -10,7 +10,7 @@ from .configuration_catseg import CATSegConfig
 
 # Bytes of the largest activation of the slices worked on together: what a core's cache holds, or what keeps an
 # accelerator busy.
-CPU_CHUNK_BYTES, ACCELERATOR_CHUNK_BYTES = 2**22, 2**28
+CPU_CHUNK_BYTES, ACCELERATOR_CHUNK_BYTES = 2**23, 2**28
 
 
 def resize_bilinear(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -47,7 +47,8 @@ def independent_chunks(
     return tensor.split(size, dim=dim)
 
 
-def class_chunks(hidden_states: torch.Tensor, config: CATSegConfig) -> Sequence[torch.Tensor]:
-    """Tokens `(B, T, H, W, C)`, a few classes at a time: as many as the config says, or as the sizes suggest."""
-    numel_per_class = hidden_states[:, 0].numel() * config.mlp_ratio
-    return independent_chunks(hidden_states, 1, numel_per_class, config.class_chunk_size)
+def class_chunks(tensor: torch.Tensor, dim: int, config: CATSegConfig) -> Sequence[torch.Tensor]:
+    """A tensor `(B, ...)` with the classes along `dim`, a few at a time: as many as the config says, or as the sizes
+    of the aggregation's activations suggest."""
+    numel_per_class = tensor.shape[0] * config.feature_size**2 * config.hidden_size * config.mlp_ratio
+    return independent_chunks(tensor, dim, numel_per_class, config.class_chunk_size)
