@@ -327,15 +327,15 @@ class CATSegClassAggregation(nn.Module):
         """Tokens `(B, t, H, W, C)` of a few classes at a time, and text guidance `(B or 1, T, text_guidance_size)`."""
         pooling_size = tuple(self.config.pooling_size if self.training else self.config.eval_pooling_size)
         pooled = [self.pool(chunk, pooling_size) for chunk in chunks]
-        grid, num_classes = pooled[0].shape[2:4], guidance.shape[1]
+        grid, num_classes = pooled[0].shape[2:4], [chunk.shape[1] for chunk in chunks]
         guidance = self.block.attention.project_guidance(guidance.transpose(0, 1)[:, :, None])
 
-        numel_per_position = pooled[0][:, 0, 0, 0].numel() * num_classes * self.config.mlp_ratio
+        numel_per_position = pooled[0][:, 0, 0, 0].numel() * sum(num_classes) * self.config.mlp_ratio
         positions = [independent_chunks(maps.flatten(2, 3), 2, numel_per_position) for maps in pooled]
         outputs = []
         for parts in zip(*positions, strict=True):  # the same positions of all classes
             tokens = torch.cat([part.transpose(0, 1) for part in parts])  # (T, B, positions, C)
-            outputs.append(self.block(tokens, guidance).transpose(0, 1).split(chunks[0].shape[1], dim=1))
+            outputs.append(self.block(tokens, guidance).transpose(0, 1).split(num_classes, dim=1))
         pooled = [torch.cat(parts, dim=2).unflatten(2, grid) for parts in zip(*outputs, strict=True)]
         return [chunk + self.unpool(maps, chunk.shape[2:4]) for chunk, maps in zip(chunks, pooled, strict=True)]
 
