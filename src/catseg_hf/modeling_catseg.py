@@ -21,7 +21,7 @@ from .configuration_catseg import CATSegConfig
 from .modeling_catseg_aggregation import CATSegAggregator, CATSegClassBlock
 from .modeling_catseg_decoder import CATSegDecoder
 from .sliding_window_catseg import merge_windows, split_windows
-from .tensor_ops_catseg import at_least_float32, resize_bilinear
+from .tensor_ops_catseg import at_least_float32, independent_chunks, recomputed, resize_bilinear
 
 
 # The image-segmentation pipeline looks names up here and not in the Auto classes.
@@ -595,18 +595,27 @@ class CATSegForSemanticSegmentation(CATSegPreTrainedModel):
             )
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """
-        Binary cross-entropy of every pixel and class, averaged over all of them (section 4.1 of the paper). Pixels to
-        be ignored count too: they belong to no class.
+        """Binary cross-entropy of every pixel and class, averaged over all of them (section 4.1 of the paper). Pixels
+        to be ignored count too: they belong to no class."""
+        own_class = labels.long().masked_fill(labels == self.config.semantic_loss_ignore_index, -1)
+        total, first = 0.0, 0
+        for chunk in independent_chunks(logits, 1, labels.numel()):
+            total = total + recomputed(summed_cross_entropy, chunk, own_class - first)
+            first += chunk.shape[1]
+        return total / (logits.shape[1] * labels.numel())
 
-        With one-hot targets it is softplus(logit), less the logit of each pixel's own class, so that no targets are
-        built.
-        """
-        logits = at_least_float32(resize_bilinear(logits, labels.shape[-2:]))
-        labelled = labels != self.config.semantic_loss_ignore_index
-        own_class = torch.where(labelled, labels, 0)[:, None].long()
-        own_logits = logits.gather(1, own_class)[:, 0].masked_fill(~labelled, 0.0)
-        return (F.softplus(logits).sum() - own_logits.sum()) / logits.numel()
+
+def summed_cross_entropy(logits: torch.Tensor, own_class: torch.Tensor) -> torch.Tensor:
+    """
+    Sum of the binary cross-entropy of logits `(B, T, h, w)`, resized to `own_class` `(B, H, W)`, each pixel's class or
+    any number outside [0, T) for none.
+
+    With one-hot targets it is softplus(logit), less the logit of each pixel's own class, so that no targets are built.
+    """
+    logits = at_least_float32(resize_bilinear(logits, own_class.shape[-2:]))
+    has_class = (own_class >= 0) & (own_class < logits.shape[1])
+    own_logits = logits.gather(1, torch.where(has_class, own_class, 0)[:, None])[:, 0]
+    return F.softplus(logits).sum() - own_logits.masked_fill(~has_class, 0.0).sum()
 
 
 __all__ = ["CATSegForSemanticSegmentation", "CATSegModel", "CATSegModelOutput", "CATSegPreTrainedModel"]

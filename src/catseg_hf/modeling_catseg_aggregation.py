@@ -13,7 +13,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.clip.modeling_clip import eager_attention_forward
 
 from .configuration_catseg import CATSegConfig
-from .tensor_ops_catseg import class_chunks, independent_chunks
+from .tensor_ops_catseg import class_chunks, independent_chunks, recomputed
 
 
 FOREIGN_REGION_MASK = -100.0
@@ -172,7 +172,10 @@ class CATSegSpatialBlock(GradientCheckpointingLayer):
         windows = window_partition(self.layer_norm1(hidden_states), self.window_size, self.shift)
         attended, weights = self.attention(windows, guidance, attention_mask, output_attentions)
         hidden_states = hidden_states + window_reverse(attended, grid, self.window_size, self.shift)
-        return hidden_states + self.mlp(self.layer_norm2(hidden_states)), weights
+        return hidden_states + recomputed(self.feed_forward, hidden_states), weights
+
+    def feed_forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.mlp(self.layer_norm2(hidden_states))
 
 
 class CATSegSpatialAggregation(nn.Module):
@@ -312,7 +315,10 @@ class CATSegClassBlock(GradientCheckpointingLayer):
         num_padding_tokens = self.num_class_tokens - hidden_states.shape[0]
         attended = self.attention(self.layer_norm1(hidden_states), guidance, padding, num_padding_tokens)
         hidden_states = hidden_states + attended
-        return hidden_states + self.mlp(self.layer_norm2(hidden_states))
+        return hidden_states + recomputed(self.feed_forward, hidden_states)
+
+    def feed_forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.mlp(self.layer_norm2(hidden_states))
 
 
 class CATSegClassAggregation(nn.Module):

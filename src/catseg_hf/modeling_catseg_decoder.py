@@ -3,13 +3,12 @@
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_catseg import CATSegConfig
-from .tensor_ops_catseg import class_chunks
+from .tensor_ops_catseg import class_chunks, recomputed
 
 
-class CATSegDecoderStage(GradientCheckpointingLayer):
+class CATSegDecoderStage(nn.Module):
     """
     Doubles the resolution of every class's map, guided by CLIP features (section 3.5).
 
@@ -96,6 +95,6 @@ class CATSegDecoder(nn.Module):
         for chunk in class_chunks(hidden_states, 1, self.config):
             maps = chunk.flatten(0, 1).permute(0, 3, 1, 2)  # channels last in memory
             for stage, kernel, stage_guidance in zip(self.stages, kernels, guidance, strict=True):
-                maps = stage(maps, kernel, stage_guidance)
+                maps = recomputed(stage, maps, kernel, stage_guidance)
             logits.append(self.head(maps).unflatten(0, (batch_size, -1)).squeeze(2))
         return torch.cat(logits, dim=1)

@@ -1,9 +1,10 @@
-"""How CAT-Seg's modules resize maps and how many classes they work on at once."""
+"""How CAT-Seg's modules resize maps, how many classes they work on at once and what they keep for the gradients."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 from .configuration_catseg import CATSegConfig
 
@@ -52,3 +53,13 @@ def class_chunks(tensor: torch.Tensor, dim: int, config: CATSegConfig) -> Sequen
     of the aggregation's activations suggest."""
     numel_per_class = tensor.shape[0] * config.feature_size**2 * config.hidden_size * config.mlp_ratio
     return independent_chunks(tensor, dim, numel_per_class, config.class_chunk_size)
+
+
+def recomputed(function: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> torch.Tensor:
+    """
+    `function(*inputs)`, whose activations are computed again for the gradients instead of being kept: for the parts
+    that hold much memory for little arithmetic. What is compiled decides on that itself.
+    """
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return function(*inputs)
+    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
