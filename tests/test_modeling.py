@@ -72,6 +72,26 @@ def test_half_precision(model, inputs, dtype, tolerance):
     assert merged.isfinite().all()
 
 
+@pytest.mark.slow
+def test_bfloat16_decides_alike(model, inputs):
+    """Of a model that has learned to tell classes apart: with random weights the best two logits are nearly equal."""
+    quadrants = torch.arange(4).view(2, 2).repeat_interleave(48, dim=0).repeat_interleave(48, dim=1)
+    labels = torch.stack([quadrants, 4 - quadrants])
+    model.freeze_clip("none")
+    optimizer = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=2e-3)
+    scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=1.0, end_factor=0.02, total_iters=40)
+    for _ in range(45):
+        model(**inputs, labels=labels).loss.backward()
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+    with torch.no_grad():
+        expected = model(**inputs).logits.argmax(dim=1)
+        decided = model.to(torch.bfloat16)(**inputs).logits.argmax(dim=1)
+    assert (expected == labels).float().mean() > 0.9
+    assert (decided == expected).float().mean() > 0.99
+
+
 def test_autocast(model, inputs):
     with torch.no_grad():
         expected = model(**inputs).logits
