@@ -1,0 +1,372 @@
+"""One way in for every source of pictures and label maps, and what the training loop draws from them."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from datasets.distributed import split_dataset_by_node
+from datasets.exceptions import DatasetGenerationError
+
+from augmentation import training_crop
+from coco_stuff import coco_stuff_pairs, is_coco_stuff_folder
+from paired_folders import Pair, folder_pairs, is_paired_folder
+from segmentation_columns import find_columns, is_label_array
+from segmentation_examples import LABEL_IDS, read_example
+
+
+__all__ = [
+    "LABEL_IDS",
+    "EpochSampler",
+    "EvaluationImages",
+    "StreamingCrops",
+    "TrainingCrops",
+    "load_segmentation_data",
+    "read_example",
+]
+
+_ENCODED_IMAGE = datasets.Image(decode=False)
+# How many parts a local data set has when it is streamed: at most this many workers of all processes have work.
+_NUM_STREAM_SHARDS = 64
+
+
+def load_segmentation_data(
+    source: str | os.PathLike,
+    split: str,
+    *,
+    config_name: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    label_ids: str | None = None,
+    reduce_labels: bool = False,
+    streaming: bool = False,
+    max_samples: int | None = None,
+    cache_dir: str | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+) -> datasets.Dataset | datasets.IterableDataset:
+    """
+    Pictures with label maps from a folder, from files or from the Hub. Nothing is decoded yet: read rows with
+    [`read_example`], or through the classes below.
+
+    Args:
+        source (`str` or `os.PathLike`):
+            A COCO-Stuff download (see `coco_stuff.py`); a folder of pairs, `images/SPLIT/NAME.jpg` with
+            `labels/SPLIT/NAME.png` (or `annotations/SPLIT/`); any other folder or file that `datasets.load_dataset`
+            reads, such as parquet files or an imagefolder with metadata; or the name of a data set on the Hub.
+        split (`str`): Which part, "train" or "validation" say. Of folders of pairs, the folder's name.
+        config_name (`str`, *optional*): Which configuration of a data set that has several.
+        image_column (`str`, *optional*): The column of pictures; found by its name or type otherwise.
+        label_column (`str`, *optional*): The column of label maps, as pictures or as nested lists of integers.
+        label_ids (`str`, *optional*):
+            What the labels hold: "contiguous" positions in the vocabulary, or "coco_stuff_raw" ids, mapped as they are
+            read. By default raw for a COCO-Stuff download and contiguous for everything else.
+        reduce_labels (`bool`, *optional*, defaults to `False`):
+            Whether ids begin at 1 and 0 is unlabelled: 0 becomes the ignore index, every other id one less.
+        streaming (`bool`, *optional*, defaults to `False`): Whether to read rows as they come, downloading nothing.
+        max_samples (`int`, *optional*): Only the first so many rows.
+        cache_dir (`str`, *optional*), revision (`str`, *optional*), token (`str` or `bool`, *optional*):
+            As of `datasets.load_dataset`.
+
+    Returns:
+        `datasets.Dataset` or, if `streaming`, `datasets.IterableDataset`: Rows with "image" and "label", not decoded,
+        "name", for messages, and "label_ids" and "reduce_labels", which tell [`read_example`] how to map them.
+
+    Raises:
+        ValueError: In words for the user, if there is no such source, split or column, or nothing in it.
+    """
+    if label_ids not in (None, *LABEL_IDS):
+        raise ValueError(f"Unknown label_ids {label_ids!r}: choose one of {', '.join(LABEL_IDS)}.")
+    folder = Path(source).expanduser()
+    is_coco_stuff = is_coco_stuff_folder(folder)
+    if is_coco_stuff or is_paired_folder(folder):
+        if (config_name, image_column, label_column) != (None, None, None):
+            raise ValueError(
+                f"{source} is a folder of pictures and labels under the same names, which has no configuration and no "
+                "columns: leave them out."
+            )
+        dataset = _pairs_dataset((coco_stuff_pairs if is_coco_stuff else folder_pairs)(folder, split), folder)
+        if streaming:
+            dataset = dataset.to_iterable_dataset(num_shards=min(_NUM_STREAM_SHARDS, len(dataset)))
+    else:
+        dataset = _loaded(
+            source,
+            split,
+            image_column,
+            label_column,
+            name=config_name,
+            streaming=streaming,
+            cache_dir=cache_dir,
+            revision=revision,
+            token=token,
+        )
+    if max_samples is not None:
+        dataset = dataset.take(max_samples if streaming else min(max_samples, len(dataset)))
+    if label_ids is None:
+        label_ids = "coco_stuff_raw" if is_coco_stuff else "contiguous"
+    return _with_constants(dataset, split, {"label_ids": label_ids, "reduce_labels": reduce_labels})
+
+
+def _pairs_dataset(pairs: Sequence[Pair], folder: Path) -> datasets.Dataset:
+    columns = {
+        "image": [str(image) for image, _ in pairs],
+        "label": [str(label) for _, label in pairs],
+        "name": [str(image.relative_to(folder)) for image, _ in pairs],
+    }
+    features = {"image": _ENCODED_IMAGE, "label": _ENCODED_IMAGE, "name": datasets.Value("string")}
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+
+
+def _loaded(
+    source: str | os.PathLike, split: str, image_column: str | None, label_column: str | None, **options
+) -> datasets.Dataset | datasets.IterableDataset:
+    """Pictures and labels, not decoded, of what `datasets.load_dataset` makes of a source."""
+    path = Path(source).expanduser()
+    if path.suffix == ".parquet":
+        arguments = {"path": "parquet", "data_files": {split.partition("[")[0]: str(path)}}
+    elif path.exists():
+        arguments = {"path": str(path)}
+    elif path.is_absolute() or str(source).startswith(("~", ".")):
+        raise ValueError(f"There is no file or folder {source}.")
+    else:
+        arguments = {"path": str(source)}
+    with _explained_errors(source, split):
+        dataset = datasets.load_dataset(**arguments, split=split, **options)
+    if dataset.features is None:
+        raise ValueError(f"The columns of {source} are not known while it is streamed: load it without streaming.")
+    columns = find_columns(dataset.features, str(source), image_column, label_column)
+    has_arrays = is_label_array(dataset.features[columns[1]])
+    dataset = dataset.select_columns(columns)
+    # Before anything else: a stream would decode pictures to rename their column, and encode them again.
+    for column in columns[:1] if has_arrays else columns:
+        dataset = dataset.cast_column(column, _ENCODED_IMAGE)
+    # In two steps, so that the columns may also be called the other way round.
+    dataset = dataset.rename_columns(dict(zip(columns, ("chosen image", "chosen label"), strict=True)))
+    dataset = dataset.rename_columns({"chosen image": "image", "chosen label": "label"})
+    if has_arrays:
+        dataset = dataset.with_format("numpy")  # as lists, every pixel would be an object
+    with _explained_errors(source, split):
+        is_empty = next(iter(dataset.take(1)), None) is None if options["streaming"] else len(dataset) == 0
+    if is_empty:
+        raise ValueError(f"The split {split!r} of {source} is empty: choose another one.")
+    return dataset
+
+
+@contextmanager
+def _explained_errors(source: str | os.PathLike, split: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # of the Hub, the network, the file system, Arrow and more
+        # This one only says that something went wrong.
+        is_vague = isinstance(error, DatasetGenerationError) and error.__cause__ is not None
+        cause = error.__cause__ if is_vague else error
+        reason = str(cause).strip().split("\n")[0].rstrip(".!") or type(cause).__name__
+        raise ValueError(
+            f"The split {split!r} of {source} cannot be loaded: {reason}. Name a folder that is here, or a data set "
+            "of the Hub without a loading script, and one of its splits."
+        ) from error
+
+
+def _with_constants(
+    dataset: datasets.Dataset | datasets.IterableDataset, split: str, constants: Mapping[str, Any]
+) -> datasets.Dataset | datasets.IterableDataset:
+    """Adds a name for every row that has none, and what [`read_example`] has to know, to all rows."""
+    if isinstance(dataset, datasets.IterableDataset):
+        dataset = dataset.map(partial(_add_to_row, additions={"name": f"a row of {split}", **constants}))
+        return dataset.with_format(None)  # which leaves arrays as they are, and constants too
+    columns = {name: [value] * len(dataset) for name, value in constants.items()}
+    if "name" not in dataset.column_names:
+        columns["name"] = [f"row {row} of {split}" for row in range(len(dataset))]
+    extended = datasets.concatenate_datasets([dataset, datasets.Dataset.from_dict(columns)], axis=1)
+    if dataset.format["type"] is None:
+        return extended
+    return extended.with_format(dataset.format["type"], columns=["label"], output_all_columns=True)
+
+
+def _add_to_row(row: dict[str, Any], additions: Mapping[str, Any]) -> dict[str, Any]:
+    return {**additions, **row}
+
+
+class _CropMaker:
+    """Makes an item for the model out of a row and a random generator."""
+
+    def __init__(
+        self,
+        num_labels: int,
+        size: int,
+        image_mean: Sequence[float],
+        image_std: Sequence[float],
+        ignore_index: int,
+        color_jitter: bool,
+    ):
+        self.num_labels = num_labels
+        self.size = size
+        self.ignore_index = ignore_index
+        self.color_jitter = color_jitter
+        levels = np.arange(256) / 255
+        # (3, 256): the normalised value of each grey level.
+        self.normalized = ((levels - np.array(image_mean)[:, None]) / np.array(image_std)[:, None]).astype(np.float32)
+
+    def __call__(self, row: Mapping[str, Any], generator: np.random.Generator) -> dict[str, torch.Tensor]:
+        image, label = read_example(row, self.num_labels, self.ignore_index)
+        image, label = training_crop(image, label, self.size, generator, self.ignore_index, self.color_jitter)
+        planes = [np.take(levels, image[..., channel]) for channel, levels in enumerate(self.normalized)]
+        return {
+            "pixel_values": torch.from_numpy(np.stack(planes)),
+            "labels": torch.from_numpy(label.astype(np.int64)),
+        }
+
+
+def _generator(seed: int, *key: int) -> np.random.Generator:
+    """Independent of those with any other seed or key."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
+
+
+class TrainingCrops(torch.utils.data.Dataset):
+    """
+    Augmented crops. An item is asked for with `(epoch, index)`, as [`EpochSampler`] gives them, and is a pure function
+    of the seed and these two, whatever worker or process makes it.
+
+    Args:
+        dataset (`datasets.Dataset`): Of [`load_segmentation_data`].
+        num_labels (`int`): Size of the vocabulary.
+        size (`int`): Side of the crops in pixels.
+        image_mean (`Sequence[float]`), image_std (`Sequence[float]`): Of the processor, for pixels in 0..1.
+        seed (`int`): At least 0.
+        ignore_index (`int`, *optional*, defaults to 255): The label that stands for no class.
+        color_jitter (`bool`, *optional*, defaults to `True`): Whether to change brightness, contrast and colours.
+    """
+
+    def __init__(
+        self,
+        dataset: datasets.Dataset,
+        num_labels: int,
+        size: int,
+        image_mean: Sequence[float],
+        image_std: Sequence[float],
+        seed: int,
+        ignore_index: int = 255,
+        color_jitter: bool = True,
+    ):
+        self.dataset = dataset
+        self.seed = seed
+        self.make_crop = _CropMaker(num_labels, size, image_mean, image_std, ignore_index, color_jitter)
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+        return len(self.dataset)
+
+    def __getitem__(self, item: tuple[int, int]) -> dict[str, torch.Tensor]:
+        """`pixel_values` (3, size, size), float32, normalised, and `labels` (size, size), int64, of (epoch, index)."""
+        epoch, index = item
+        return self.make_crop(self.dataset[index], _generator(self.seed, epoch, index))
+
+
+class EpochSampler(torch.utils.data.Sampler):
+    """
+    `(epoch, index)` of every picture once, in an order that is a pure function of seed and epoch.
+
+    Args:
+        num_examples (`int`): Number of pictures.
+        seed (`int`): At least 0.
+        shuffle (`bool`, *optional*, defaults to `True`): Whether to draw a new order for every epoch.
+    """
+
+    def __init__(self, num_examples: int, seed: int, shuffle: bool = True):
+        self.num_examples = num_examples
+        self.seed = seed
+        self.shuffle = shuffle
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int):
+        """Chooses the epoch of the next iterator."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.num_examples
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = range(self.num_examples)
+        if self.shuffle:
+            order = _generator(self.seed, self.epoch).permutation(self.num_examples).tolist()
+        return iter([(self.epoch, index) for index in order])
+
+
+class StreamingCrops(torch.utils.data.IterableDataset):
+    """
+    Augmented crops of a streamed data set, one pass for each epoch: its shards in random order, rows shuffled in a
+    buffer.
+
+    Workers and processes read shards of their own, so that crops and their order are a pure function of seed, epoch,
+    rank, world size and number of workers, and processes may have different numbers of them.
+
+    Args:
+        dataset (`datasets.IterableDataset`): Of [`load_segmentation_data`] with `streaming=True`.
+        num_labels, size, image_mean, image_std, seed, ignore_index, color_jitter: As of [`TrainingCrops`].
+        buffer_size (`int`, *optional*, defaults to 256):
+            How many rows (not decoded) the shuffling chooses from, in every worker.
+        rank (`int`, *optional*, defaults to 0), world_size (`int`, *optional*, defaults to 1): Of the process.
+    """
+
+    def __init__(
+        self,
+        dataset: datasets.IterableDataset,
+        num_labels: int,
+        size: int,
+        image_mean: Sequence[float],
+        image_std: Sequence[float],
+        seed: int,
+        ignore_index: int = 255,
+        color_jitter: bool = True,
+        buffer_size: int = 256,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        # Mixing several shards in a buffer would start a thread for each, in every worker.
+        stream = dataset.shuffle(seed=seed, buffer_size=buffer_size, max_buffer_input_shards=1)
+        self.dataset = split_dataset_by_node(stream, rank, world_size) if world_size > 1 else stream
+        self.seed = seed
+        self.rank = rank
+        self.make_crop = _CropMaker(num_labels, size, image_mean, image_std, ignore_index, color_jitter)
+
+    def set_epoch(self, epoch: int):
+        """Chooses the epoch of the next iterator, persistent workers' too."""
+        self.dataset.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        """Items as of [`TrainingCrops`]."""
+        worker = torch.utils.data.get_worker_info()
+        key = (self.dataset.epoch, self.rank, 0 if worker is None else worker.id)
+        for number, row in enumerate(self.dataset):
+            yield self.make_crop(row, _generator(self.seed, *key, number))
+
+
+class EvaluationImages(torch.utils.data.Dataset):
+    """
+    Pictures and labels at their own size.
+
+    Args:
+        dataset (`datasets.Dataset`): Of [`load_segmentation_data`].
+        num_labels (`int`): Size of the vocabulary.
+        ignore_index (`int`, *optional*, defaults to 255): The label that stands for no class.
+    """
+
+    def __init__(self, dataset: datasets.Dataset, num_labels: int, ignore_index: int = 255):
+        self.dataset = dataset
+        self.num_labels = num_labels
+        self.ignore_index = ignore_index
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """`image` (H, W, 3), RGB, uint8, `label` (H, W), integers (both numpy arrays), and `name`."""
+        row = self.dataset[index]
+        image, label = read_example(row, self.num_labels, self.ignore_index)
+        return {"image": image, "label": label, "name": row["name"]}
