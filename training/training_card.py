@@ -1,0 +1,305 @@
+"""The card (README.md) of a trained model: data, hyperparameters, curves and results, with metadata for the Hub."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+from catseg_hf import CATSegConfig
+from reporting import replace_file
+
+
+PAPER = "https://arxiv.org/abs/2303.11797"
+
+# The files of `reporting.py` that are shown, and what is said of them.
+PICTURES = {
+    "training_curves.png": "Loss, gradient norm, learning rate and mean IoU against the steps",
+    "per_class_iou.png": "IoU of every class",
+    "predictions.png": "Pictures with their labels and predictions",
+}
+# The metric's keys in the order of the table, their names in the metadata's words and in the table's.
+METRICS = {
+    "mean_iou_present": ("Mean IoU (classes in the labels)", "mIoU of the classes that occur in the labels"),
+    "mean_iou": ("Mean IoU", "mIoU of the classes that occur in labels or predictions"),
+    "mean_accuracy": ("Mean accuracy", "mean accuracy of the classes that occur in the labels"),
+    "overall_accuracy": ("Overall accuracy", "share of the pixels that are right"),
+}
+
+BODY = """
+# {title}
+
+CAT-Seg ([Cho et al., CVPR 2024]({paper})) segments a picture into any classes that are named in words: CLIP's dense
+image features and its text features give a cost volume of cosine similarities, which is aggregated over space and over
+the classes and upsampled.
+
+{origin}
+
+- pictures, or windows of them, at {image_size} x {image_size} pixels
+- {num_classes} classes of its own ({first_classes}), and any others that you name
+
+## How to use it
+
+{usage}
+
+## Training
+
+{training}
+
+## Results
+
+{results}
+
+## Limits
+
+- It names regions by what their words mean to CLIP, and carries the biases of CLIP's pictures and texts and of its own
+  training data. Every pixel gets one of the given classes, also where none of them is right.
+- The results hold for the data above. Other kinds of pictures were not looked at.
+
+## Licence and citation
+
+MIT, see LICENSE; the training data may set conditions of its own. If you use the model, cite the paper:
+
+```bibtex
+@inproceedings{{cho2024catseg,
+  title     = {{CAT-Seg: Cost Aggregation for Open-Vocabulary Semantic Segmentation}},
+  author    = {{Cho, Seokju and Shin, Heeseong and Hong, Sunghwan and Arnab, Anurag and Seo, Paul Hongsuck and
+               Kim, Seungryong}},
+  booktitle = {{Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition}},
+  year      = {{2024}}
+}}
+```
+"""
+
+USAGE = """\
+The code of the model comes with these files, so that `trust_remote_code=True` is all that is needed (read the code
+first). With the package `catseg_hf` installed, `import catseg_hf` takes its place.
+
+```python
+from transformers import pipeline
+
+segmenter = pipeline("zero-shot-image-segmentation", model="{name}", trust_remote_code=True)
+for segment in segmenter("picture.jpg", candidate_labels=["cat", "sofa", "wall"]):
+    print(segment["label"], segment["score"], segment["mask"].size)
+```
+
+Without `candidate_labels` its own classes are segmented. Model and processor load as
+`AutoModelForSemanticSegmentation.from_pretrained("{name}", trust_remote_code=True)` and
+`AutoProcessor.from_pretrained("{name}", trust_remote_code=True)`."""
+
+ADAPTER_USAGE = """\
+It is an adapter for [peft](https://github.com/huggingface/peft), with the aggregator and the decoder in full. It needs
+the package `catseg_hf`.
+
+```python
+import catseg_hf  # registers CAT-Seg
+{imports}from peft import PeftModel
+from transformers import AutoModelForSemanticSegmentation, AutoProcessor
+
+folder = {folder}
+model = AutoModelForSemanticSegmentation.from_pretrained({base})
+model = PeftModel.from_pretrained(model, folder).merge_and_unload()
+processor = AutoProcessor.from_pretrained(folder)
+```"""
+
+
+@dataclass
+class TrainingData:
+    """
+    What a model was trained and evaluated on.
+
+    Attributes:
+        name (`str`): As it was given: a repository on the Hub or a folder (of which only the last part is published).
+        config_name (`str`, *optional*): Configuration of the Hub's data set.
+        train_split, eval_split (`str`, *optional*): Splits; `None` if there was no training or no evaluation.
+        num_train_samples, num_eval_samples (`int`, *optional*): How many pictures; `None` if not known (streaming).
+        on_hub (`bool`): Whether `name` is a repository on the Hub.
+    """
+
+    name: str
+    config_name: str | None = None
+    train_split: str | None = None
+    eval_split: str | None = None
+    num_train_samples: int | None = None
+    num_eval_samples: int | None = None
+    on_hub: bool = False
+
+
+def write_training_card(
+    output_dir: str | os.PathLike,
+    *,
+    name: str,
+    config: CATSegConfig,
+    data: TrainingData,
+    hyperparameters: Mapping[str, Any],
+    results: Mapping[str, Any] | None = None,
+    base_model: str | None = None,
+    lora: bool = False,
+):
+    """
+    Writes README.md. The pictures of `reporting.py` that lie in `output_dir` are shown in it: call this after
+    `write_results` and `plot_curves(history, output_dir / "training_curves.png")` and, for examples,
+    `prediction_grid(...).save(output_dir / "predictions.png")`; for an adapter, after it has been saved there.
+
+    Args:
+        output_dir (`str` or `os.PathLike`): The folder that the model is saved in.
+        name (`str`): What its users load: a repository on the Hub (`--hub_model_id`) or a folder's name.
+        config (`CATSegConfig`): The model's configuration.
+        data (`TrainingData`): What it was trained and evaluated on.
+        hyperparameters (`Mapping[str, Any]`): Names and values for the card's table, in its order.
+        results (`Mapping[str, Any]`, *optional*): The metric's keys without a prefix, and perhaps `sliding_window`
+            (bool); without it the card says that nothing was evaluated.
+        base_model (`str`, *optional*): What training started from, as it was given: a checkpoint or a CLIP, a
+            repository on the Hub or a folder (of which only the last part is published).
+        lora (`bool`): Whether the folder holds a PEFT adapter and not a whole model.
+    """
+    output_dir = Path(output_dir)
+    body = BODY.format(
+        title=name.split("/")[-1],
+        paper=PAPER,
+        origin=f"This model was trained from {_origin(base_model)} on {_describe(data)}.",
+        image_size=config.image_size,
+        num_classes=config.num_labels,
+        first_classes=", ".join([config.id2label[index] for index in sorted(config.id2label)[:3]] + ["..."]),
+        usage=_usage(output_dir, name, base_model, lora),
+        training=_training(output_dir, data, hyperparameters),
+        results=_results(output_dir, data, results),
+    )
+    metadata = _metadata(name, data, results or {}, base_model, lora)
+    card = f"---\n{metadata.to_yaml()}\n---\n{body}"
+    replace_file(output_dir / "README.md", lambda path: path.write_text(card, encoding="utf-8"))
+
+
+def _metadata(
+    name: str, data: TrainingData, results: Mapping[str, Any], base_model: str | None, lora: bool
+) -> ModelCardData:
+    dataset = data.name if data.on_hub else _last_part(data.name)
+    eval_results = [
+        EvalResult(
+            task_type="image-segmentation",
+            task_name="Semantic segmentation",
+            dataset_type=dataset,
+            dataset_name=_last_part(data.name),
+            dataset_config=data.config_name,
+            dataset_split=data.eval_split,
+            metric_type=key,
+            metric_name=title,
+            metric_value=float(results[key]),
+        )
+        for key, (title, _) in METRICS.items()
+        # A mean of nothing is no result.
+        if key in results and math.isfinite(results[key])
+    ]
+    return ModelCardData(
+        language="en",
+        license="mit",
+        library_name="peft" if lora else "transformers",
+        pipeline_tag="image-segmentation",
+        base_model=base_model if _is_on_hub(base_model) else None,
+        datasets=[data.name] if data.on_hub else None,
+        metrics=["mean_iou"] if eval_results else None,
+        tags=["catseg", "open-vocabulary-segmentation", "semantic-segmentation", "zero-shot", "clip", "vision"],
+        model_name=name.split("/")[-1] if eval_results else None,
+        eval_results=eval_results or None,
+    )
+
+
+def _is_on_hub(model: str | None) -> bool:
+    if model is None or Path(model).expanduser().exists():
+        return False
+    try:
+        validate_repo_id(model)
+    except HFValidationError:
+        return False
+    return "/" in model
+
+
+def _last_part(name: str) -> str:
+    return Path(name.rstrip("/\\")).name or name
+
+
+def _origin(base_model: str | None) -> str:
+    if base_model is None:
+        return "random weights"
+    if _is_on_hub(base_model):
+        return f"[{base_model}](https://huggingface.co/{base_model})"
+    return f"the checkpoint `{_last_part(base_model)}`"
+
+
+def _describe(data: TrainingData) -> str:
+    name = f"`{_last_part(data.name)}`"
+    if data.on_hub:
+        name = f"[{data.name}](https://huggingface.co/datasets/{data.name})"
+    return f"{name} ({data.config_name})" if data.config_name else name
+
+
+def _training(output_dir: Path, data: TrainingData, hyperparameters: Mapping[str, Any]) -> str:
+    pictures = "" if data.num_train_samples is None else f", {data.num_train_samples:,} pictures"
+    rows = [_row(name, _format(value)) for name, value in hyperparameters.items()]
+    blocks = [
+        f"On the split `{data.train_split}` of {_describe(data)}{pictures}, as published: random crops and horizontal "
+        "flips, and binary cross-entropy of every pixel and class.",
+        "\n".join(["| | |", "|---|---|", *rows]),
+        *_pictures(output_dir, "training_curves.png"),
+    ]
+    return "\n\n".join(blocks)
+
+
+def _usage(output_dir: Path, name: str, base_model: str | None, lora: bool) -> str:
+    if not lora:
+        return USAGE.format(name=name)
+    imports, folder = "", f'"{name}"'
+    if "/" in name:
+        imports, folder = "from huggingface_hub import snapshot_download\n", f'snapshot_download("{name}")'
+    base = json.loads((output_dir / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
+    if _is_on_hub(base):
+        place = f'"{base}"'
+    elif base == base_model:  # a folder that only the model's owner has
+        place = f'"{_last_part(base)}"'
+    else:  # Not as `subfolder`, which transformers looks for in the folder that the adapter names.
+        place = f'f"{{folder}}/{base}"'
+    return ADAPTER_USAGE.format(imports=imports, folder=folder, base=place)
+
+
+def _results(output_dir: Path, data: TrainingData, results: Mapping[str, Any] | None) -> str:
+    if results is None:
+        return "It has not been evaluated."
+    pictures = "" if data.num_eval_samples is None else f", {data.num_eval_samples:,} pictures"
+    how = ""
+    if "sliding_window" in results:
+        how = f", {'with' if results['sliding_window'] else 'without'} the sliding window"
+    rows = [_row(text, _percent(results[key])) for key, (_, text) in METRICS.items() if key in results]
+    blocks = [
+        f"On the split `{data.eval_split}` of {_describe(data)}{pictures}{how}, at the labels' own sizes. Pixels that "
+        "the labels ignore do not count.",
+        "\n".join([_row("", "%"), "|---|---|", *rows]),
+        *_pictures(output_dir, "per_class_iou.png", "predictions.png"),
+    ]
+    if (output_dir / "per_class_iou.csv").exists():
+        blocks.append("`per_class_iou.csv` and `per_class_iou.json` have every class.")
+    return "\n\n".join(blocks)
+
+
+def _pictures(output_dir: Path, *files: str) -> list[str]:
+    return [f"![{PICTURES[file]}]({file})" for file in files if (output_dir / file).exists()]
+
+
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"
+
+
+def _percent(value: float) -> str:
+    return f"{value:.1%}".removesuffix("%") if math.isfinite(value) else "none"
+
+
+def _format(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:g}" if isinstance(value, float) else "none" if value is None else str(value)
