@@ -1,7 +1,7 @@
-"""Writes the README's speed table from the results that the benchmarks left, and runs those that are missing.
+"""Writes the README's speed tables from the results that the benchmarks left, after running those that are missing.
 
-python benchmarks/report.py         # the table only
-python benchmarks/report.py --run   # every case again: about 30 minutes on two cores, 10 GB of memory
+python benchmarks/report.py         # the tables, and only what has no result yet
+python benchmarks/report.py --run   # every case again: about an hour on two cores, 16 GB of memory
 """
 
 import argparse
@@ -36,54 +36,57 @@ CASES = {
 }
 
 
-def run_case(architecture: str, name: str):
-    _, script, options = CASES[name]
-    file = RESULTS / f"{architecture}_{name}.json"
-    command = [
-        sys.executable,
-        ROOT / "benchmarks" / script,
-        f"--architecture={architecture}",
-        *options,
-        f"--json={file}",
-    ]
+# Results that are no comparison with the literal model: script and options.
+MEASUREMENTS = {"data_loading": ("data_loading.py", []), "mean_iou": ("mean_iou.py", [])}
+
+
+def run(script: str, options: list[str], result: str):
+    command = [sys.executable, ROOT / "benchmarks" / script, *options, f"--json={RESULTS / result}.json"]
     subprocess.run(command, check=True)
 
 
 def table() -> str:
-    """Markdown rows of all results, by architecture."""
-    lines, machines = [], set()
+    """Markdown rows of all results, by architecture, and of the measurements."""
+    results = {file.stem: json.loads(file.read_text()) for file in RESULTS.glob("*.json")}
+    machines = sorted({f"{result['machine']}, torch {result['torch']}" for result in results.values()})
+    lines = [f"Machine: {'; '.join(machines)}.", ""]
     for architecture, title in (("base", "ViT-B/16"), ("large", "ViT-L/14")):
-        if not list(RESULTS.glob(f"{architecture}_*.json")):
-            continue
         lines += [
             f"| {title} | literal | catseg_hf | ratio | peak memory, literal | peak memory, catseg_hf |",
             "|---|---|---|---|---|---|",
         ]
         for name, (label, _, _) in CASES.items():
-            file = RESULTS / f"{architecture}_{name}.json"
-            if not file.exists():
-                continue
-            result = json.loads(file.read_text())
-            machines.add(f"{result['machine']}, torch {result['torch']}")
+            result = results[f"{architecture}_{name}"]
             lines.append(
                 f"| {label} | {result['reference_seconds']:.2f} s | {result['seconds']:.2f} s | "
                 f"{result['ratio']:.1f} | "
                 f"{result['reference_peak_memory_mb'] / 1000:.2f} GB | {result['peak_memory_mb'] / 1000:.2f} GB |"
             )
         lines.append("")
-    return f"Machine: {'; '.join(sorted(machines))}.\n\n" + "\n".join(lines)
+    loading, metric = results["data_loading"]["crops_per_second_by_workers"], results["mean_iou"]
+    lines += [
+        "| training data and metric | |",
+        "|---|---|",
+        f"| training crops from 640 x 480 JPEGs, 2 workers | {loading['2']:.0f} a second |",
+        f"| mean IoU of {metric['pictures']} pictures, {metric['classes']} classes | {metric['seconds']:.2f} s |",
+        f"| the same from lists of label maps | {metric['reference_seconds']:.2f} s |",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", action="store_true", help="run every case again")
-    parser.add_argument("--architectures", nargs="+", default=["base", "large"], help="to run (%(default)s)")
     arguments = parser.parse_args()
     RESULTS.mkdir(exist_ok=True)
-    for architecture in arguments.architectures:
-        for name in CASES:
-            if arguments.run or not (RESULTS / f"{architecture}_{name}.json").exists():
-                run_case(architecture, name)
+    jobs = {
+        f"{architecture}_{name}": (script, [f"--architecture={architecture}", *options])
+        for architecture in ("base", "large")
+        for name, (_, script, options) in CASES.items()
+    }
+    for result, (script, options) in (jobs | MEASUREMENTS).items():
+        if arguments.run or not (RESULTS / f"{result}.json").exists():
+            run(script, options, result)
 
     readme = ROOT / "README.md"
     before, _, rest = readme.read_text().partition(START)
