@@ -1,0 +1,88 @@
+"""Evaluation during and after training: every picture once, at its own size."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
+
+import evaluation
+from evaluation import evaluate_model
+from initial_model import load_checkpoint
+from metrics.mean_iou.mean_iou import ConfusionMatrix
+from segmentation_data import EvaluationImages, load_segmentation_data
+from tiny_training import CLASSES, save_checkpoint, write_pairs
+
+
+NUM_LABELS = len(CLASSES)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> EvaluationImages:
+    folder = write_pairs(tmp_path_factory.mktemp("data"), num_train=0, num_validation=5)
+    return EvaluationImages(load_segmentation_data(folder, "validation"), NUM_LABELS)
+
+
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory):
+    return load_checkpoint(str(save_checkpoint(tmp_path_factory.mktemp("checkpoint"))))
+
+
+@pytest.fixture
+def accelerator():
+    yield Accelerator(cpu=True)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def evaluated(loaded, images, accelerator, **options):
+    model, processor = loaded
+    settings = {"num_labels": NUM_LABELS, "ignore_index": 255, "sliding_window": True} | options
+    return evaluate_model(model, processor, images, accelerator, **settings)
+
+
+@pytest.mark.parametrize("sliding_window, batch_size", [(True, 2), (False, 1), (False, 7)])
+def test_scores(sliding_window, batch_size, loaded, images, accelerator):
+    """They are those of one picture after the other, segmented as a user does."""
+    model, processor = loaded
+    expected = ConfusionMatrix(NUM_LABELS, 255)
+    predictions = []
+    for index in range(len(images)):
+        example = images[index]
+        inputs = processor(images=example["image"].copy(), sliding_window=sliding_window)
+        with torch.inference_mode():
+            outputs = model.eval()(**inputs, sliding_window=sliding_window)
+        (prediction,) = processor.post_process_semantic_segmentation(outputs, [example["label"].shape])
+        expected.update(prediction, example["label"])
+        predictions.append(prediction.numpy())
+    result = evaluated(loaded, images, accelerator, sliding_window=sliding_window, batch_size=batch_size)
+    assert result.num_examples == 5 and result.scores["mean_iou"] > 0
+    for name, value in expected.scores().items():
+        np.testing.assert_allclose(result.scores[name], value, rtol=1e-3, err_msg=name)
+    assert [example["name"] for example in result.examples] == [images[index]["name"] for index in range(4)]
+    for example, prediction in zip(result.examples, predictions, strict=False):
+        assert (example["prediction"] == prediction).mean() > 0.999
+
+
+@pytest.mark.parametrize("world_size, batch_size", [(2, 1), (2, 2), (3, 1), (4, 2), (7, 1)])
+def test_shared_by_processes(world_size, batch_size, loaded, images):
+    """Every picture counts in one process, and all have as many batches."""
+    counted, num_batches = [], set()
+    for rank in range(world_size):
+        process = SimpleNamespace(num_processes=world_size, process_index=rank, is_main_process=False)
+        batches = list(evaluation._batches(images, loaded[1], process, False, batch_size, 0))
+        num_batches.add(len(batches))
+        assert all(len(inputs["pixel_values"]) == batch_size for inputs, _ in batches)
+        counted += [example["name"] for _, examples in batches for example in examples]
+    assert len(num_batches) == 1
+    assert sorted(counted) == sorted(images[index]["name"] for index in range(len(images)))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_stopped(training, loaded, images, accelerator):
+    answers = iter([False, False, True])
+    loaded[0].train(training)
+    assert evaluated(loaded, images, accelerator, stop=lambda: next(answers)) is None
+    assert loaded[0].training == training

@@ -1,0 +1,87 @@
+"""Runs train.py in children that are forked, so that the libraries are loaded once: see `TrainingDriver`.
+
+Takes the module search path as arguments, then one job after another, a line of JSON each, from the standard input.
+"""
+
+import json
+import os
+import signal
+import socket
+import sys
+import tempfile
+import time
+
+
+sys.path[:] = sys.argv[1:]
+import matplotlib.pyplot  # noqa: E402, F401  (which train.py loads when it draws)
+
+import train  # noqa: E402
+
+
+CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.copyfile", "shutil.rmtree"}
+
+
+def is_change(event: str, arguments: tuple) -> bool:
+    opens_to_write = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+    return event in CHANGES or bool(opens_to_write)
+
+
+def child(job: dict, rank: int, port: int, report: int, errors: int):
+    """One process of a run; never returns."""
+    os.setpgid(0, 0)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.dup2(errors, 2)
+    world_size = job.get("world_size", 1)
+    if world_size > 1:
+        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world_size)}
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "LOCAL_WORLD_SIZE": str(world_size)}
+    count = 0
+
+    def hook(event: str, arguments: tuple):
+        nonlocal count
+        if is_change(event, arguments) and job["output_dir"] in str(arguments[0]):
+            count += 1
+            if count == job.get("killed_at"):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+    status = 70
+    try:
+        status = train.main(job["arguments"])
+    finally:
+        os.write(report, f"{count}\n".encode())
+        os._exit(status)
+
+
+def run(job: dict) -> dict:
+    job["output_dir"] = job["arguments"][job["arguments"].index("--output_dir") + 1]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    reader, report = os.pipe()
+    errors = tempfile.TemporaryFile()
+    start = time.monotonic()
+    children = []
+    for rank in range(job.get("world_size", 1)):
+        if (process := os.fork()) == 0:
+            child(job, rank, port, report, errors.fileno())
+        children.append(process)
+    if "killed_after" in job:
+        # Children are waited for afterwards only, so that no other process can be hit.
+        time.sleep(job["killed_after"])
+        for process in children:
+            if job.get("terminated"):
+                os.killpg(process, signal.SIGTERM)
+            else:
+                os.kill(process, signal.SIGKILL)
+    status = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in children]
+    os.close(report)
+    with os.fdopen(reader) as counts:
+        changes = [int(line) for line in counts]
+    errors.seek(0)
+    text = errors.read().decode()
+    return {"status": status, "seconds": time.monotonic() - start, "changes": max(changes, default=0), "stderr": text}
+
+
+for line in sys.stdin:
+    print(json.dumps(run(json.loads(line))), flush=True)

@@ -1,0 +1,179 @@
+"""The endless sequence of training batches: the same for any number of processes, and from any step on."""
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader, Sampler
+
+from interruption import shield_worker
+from segmentation_data import EpochSampler, StreamingCrops, TrainingCrops
+
+
+class StepSampler(Sampler[list[tuple[int, int]]]):
+    """
+    One process's batches of `(epoch, index)`, from step `first_step` on, without end.
+
+    The epochs follow each other without a gap, and each step takes the next pictures of that sequence, accumulated
+    batch by accumulated batch and within these process by process. So no picture is dropped or repeated at the end of
+    an epoch, and a step has the same pictures however it is divided.
+
+    Args:
+        num_examples (`int`): Number of pictures.
+        seed (`int`): Of their order in every epoch.
+        batch_size (`int`): Pictures of one process at a time.
+        accumulation_steps (`int`): Batches of a process in one step.
+        rank (`int`), world_size (`int`): Of the process.
+    """
+
+    def __init__(
+        self,
+        num_examples: int,
+        seed: int,
+        batch_size: int,
+        accumulation_steps: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        self.num_examples = num_examples
+        self.batch_size = batch_size
+        self.accumulation_steps = accumulation_steps
+        self.rank, self.world_size = rank, world_size
+        self.step_size = batch_size * accumulation_steps * world_size
+        self.first_step = 0
+
+        @lru_cache(maxsize=4)
+        def order(epoch: int) -> list[tuple[int, int]]:
+            sampler = EpochSampler(num_examples, seed)
+            sampler.set_epoch(epoch)
+            return list(sampler)
+
+        self._order = order
+
+    def batch(self, step: int, accumulated: int, rank: int) -> list[tuple[int, int]]:
+        """`(epoch, index)` of the pictures that process `rank` takes in the given batch of `step`, both from 0."""
+        start = step * self.step_size + (accumulated * self.world_size + rank) * self.batch_size
+        places = [divmod(position, self.num_examples) for position in range(start, start + self.batch_size)]
+        return [self._order(epoch)[place] for epoch, place in places]
+
+    def ends_epoch(self, step: int) -> bool:
+        """Whether the last picture of an epoch is among those of the `step`-th step, counted from 1."""
+        return step * self.step_size // self.num_examples > (step - 1) * self.step_size // self.num_examples
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        step = self.first_step
+        while True:
+            for accumulated in range(self.accumulation_steps):
+                yield self.batch(step, accumulated, self.rank)
+            step += 1
+
+
+class CropBatches:
+    """
+    Batches of [`TrainingCrops`], on the processor. `next` gives one after another from where [`~CropBatches.start`]
+    began.
+
+    Args:
+        crops (`TrainingCrops`): Training pictures.
+        seed (`int`), batch_size (`int`): See [`StepSampler`].
+        accelerator (`Accelerator`): Tells which process this is, and how many batches a step accumulates.
+        num_workers (`int`): Processes that prepare batches.
+    """
+
+    def __init__(self, crops: TrainingCrops, seed: int, batch_size: int, accelerator: Accelerator, num_workers: int):
+        self.crops = crops
+        self.sampler = StepSampler(
+            len(crops),
+            seed,
+            batch_size,
+            accelerator.gradient_accumulation_steps,
+            accelerator.process_index,
+            accelerator.num_processes,
+        )
+        self._loader = DataLoader(crops, batch_sampler=self.sampler, **_loader_options(accelerator, num_workers))
+
+    def start(self, step: int, position: list[int] | None = None):
+        """Begins with the first batch of `step`, counted from 0."""
+        self.sampler.first_step = step
+        self._batches = iter(self._loader)
+
+    def __next__(self) -> dict[str, torch.Tensor]:
+        return next(self._batches)
+
+    def position(self) -> None:
+        """What [`~CropBatches.start`] needs beside the step: nothing."""
+
+    def ends_epoch(self, step: int) -> bool:
+        """Whether an epoch ends with the `step`-th step."""
+        return self.sampler.ends_epoch(step)
+
+    def describe(self, step: int, accumulated: int, rank: int) -> str:
+        """The names of the pictures in one batch."""
+        examples = self.sampler.batch(step, accumulated, rank)
+        return ", ".join(str(self.crops.dataset[index]["name"]) for _, index in examples)
+
+
+class StreamedBatches:
+    """
+    Batches of [`StreamingCrops`], pass after pass, with the interface of [`CropBatches`].
+
+    Args:
+        crops (`StreamingCrops`): Training pictures of this process.
+        batch_size (`int`): Pictures in a batch.
+        accelerator (`Accelerator`): Tells about this process.
+        num_workers (`int`): Processes that prepare batches.
+    """
+
+    def __init__(self, crops: StreamingCrops, batch_size: int, accelerator: Accelerator, num_workers: int):
+        self.crops = crops
+        self.rank = accelerator.process_index
+        # An incomplete batch would count for as much as the others.
+        self._loader = DataLoader(
+            crops, batch_size=batch_size, drop_last=True, **_loader_options(accelerator, num_workers)
+        )
+
+    def start(self, step: int, position: list[int] | None = None):
+        """Begins behind `position`, a pass and how many of its batches are done: these are read again."""
+        self._epoch, self._done = position or (0, 0)
+        self._batches = self._open_pass()
+        for _ in range(self._done):
+            next(self._batches)
+
+    def __next__(self) -> dict[str, torch.Tensor]:
+        batch = next(self._batches, None)
+        if batch is None:
+            self._epoch, self._done = self._epoch + 1, 0
+            self._batches = self._open_pass()
+            batch = next(self._batches, None)
+        if batch is None:
+            raise ValueError(
+                f"Process {self.rank} finds too few pictures in the stream for one batch in every worker: use fewer "
+                "processes, fewer workers (--dataloader_num_workers), a smaller batch, or do without --streaming."
+            )
+        self._done += 1
+        return batch
+
+    def _open_pass(self) -> Iterator[dict[str, torch.Tensor]]:
+        self.crops.set_epoch(self._epoch)
+        return iter(self._loader)
+
+    def position(self) -> list[int]:
+        """The pass, and how many of its batches were taken."""
+        return [self._epoch, self._done]
+
+    def ends_epoch(self, step: int) -> bool:
+        return False
+
+    def describe(self, step: int, accumulated: int, rank: int) -> str:
+        """Where about in the stream a batch was: a stream has no names."""
+        return f"a batch of process {rank} in pass {self._epoch} over the stream, at most its {self._done}-th"
+
+
+def _loader_options(accelerator: Accelerator, num_workers: int) -> dict[str, Any]:
+    return {
+        "num_workers": num_workers,
+        "pin_memory": accelerator.device.type == "cuda",
+        "worker_init_fn": shield_worker,
+    }

@@ -1,0 +1,201 @@
+"""The model and processor that a run starts from: a CAT-Seg checkpoint, or CLIP with a fresh aggregator."""
+
+import json
+from pathlib import Path
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoTokenizer, CLIPModel, CLIPTextConfig, PreTrainedConfig, PreTrainedTokenizerBase
+
+from catseg_hf import (
+    VOCABULARIES,
+    CATSegConfig,
+    CATSegForSemanticSegmentation,
+    CATSegImageProcessorPil,
+    CATSegProcessor,
+    load_vocabulary,
+)
+from lora import is_adapter, load_adapter
+
+
+# Side of the feature grid of both published models.
+FEATURE_SIZE = 24
+FRESH_VOCABULARY = "coco_stuff_171"
+LARGEST_LABEL = 65535
+# What loading raises for files that are missing, damaged or of something else.
+UNREADABLE = (OSError, RuntimeError, KeyError, SafetensorError)
+
+
+def load_checkpoint(name: str, token: str | None = None) -> tuple[CATSegForSemanticSegmentation, CATSegProcessor]:
+    """
+    Model and processor of a CAT-Seg checkpoint, in float32.
+
+    Args:
+        name (`str`): A folder, a repository on the Hub, or the folder of an adapter (see `lora.py`).
+        token (`str`, *optional*): For the Hub.
+
+    Raises:
+        ValueError: If it cannot be loaded or is of another architecture.
+    """
+    try:
+        if not is_adapter(name):
+            _check_architecture(name, "catseg", "--model_name_or_path", token)
+        options = {"dtype": torch.float32, "token": token}
+        load = load_adapter if is_adapter(name) else CATSegForSemanticSegmentation.from_pretrained
+        return load(name, **options), CATSegProcessor.from_pretrained(name, token=token)
+    except UNREADABLE as error:
+        raise ValueError(
+            f"Could not load the checkpoint {name!r}: {_first_line(error)} Give a converted CAT-Seg checkpoint to "
+            "--model_name_or_path."
+        ) from None
+
+
+def build_from_clip(name: str, token: str | None = None) -> tuple[CATSegForSemanticSegmentation, CATSegProcessor]:
+    """
+    CLIP under a fresh aggregator and decoder, in float32. The picture size follows from CLIP's patches (384 for 16,
+    336 for 14), the guidance from its depth. The aggregator's weights are drawn from torch's generator.
+
+    Args:
+        name (`str`): A CLIP checkpoint: a folder or a repository on the Hub.
+        token (`str`, *optional*): For the Hub.
+
+    Raises:
+        ValueError: If it cannot be loaded, is of another architecture or does not suit CAT-Seg.
+    """
+    try:
+        _check_architecture(name, "clip", "--clip_model_name_or_path", token)
+        clip = CLIPModel.from_pretrained(name, dtype=torch.float32, token=token)
+        tokenizer = AutoTokenizer.from_pretrained(name, token=token)
+        _check_tokenizer(tokenizer, clip.config.text_config)
+    except UNREADABLE as error:
+        raise ValueError(
+            f"Could not load the CLIP checkpoint {name!r}: {_first_line(error)} Give a CLIP with its tokenizer, such "
+            "as openai/clip-vit-base-patch16, to --clip_model_name_or_path."
+        ) from None
+    num_blocks = clip.config.vision_config.num_hidden_layers
+    try:
+        config = CATSegConfig(
+            clip_config=clip.config,
+            image_size=FEATURE_SIZE * clip.config.vision_config.patch_size,
+            guidance_layers=[num_blocks // 3 - 1, 2 * num_blocks // 3 - 1],
+        )
+    except StrictDataclassError as error:
+        raise ValueError(f"The CLIP {name!r} does not suit CAT-Seg: {error.__cause__ or error}") from None
+    model = CATSegForSemanticSegmentation(config)
+    model.clip.load_state_dict(clip.state_dict())
+    image_processor = CATSegImageProcessorPil(
+        image_size=config.image_size,
+        sliding_window=config.sliding_window,
+        sliding_window_size=config.sliding_window_size,
+        window_image_size=config.sliding_window_image_size,
+    )
+    return model, CATSegProcessor(image_processor, tokenizer)
+
+
+def read_vocabulary(name: str) -> list[str]:
+    """
+    Class names by their ids.
+
+    Args:
+        name (`str`): One of `catseg_hf.VOCABULARIES`, or a JSON file with a list of names, a mapping of the ids 0, 1,
+            ... to names, or a configuration with such an `id2label`.
+
+    Raises:
+        ValueError: If it is none of these.
+    """
+    if name in VOCABULARIES:
+        return load_vocabulary(name)
+    try:
+        names = json.loads(Path(name).read_text(encoding="utf-8"))
+        if isinstance(names, dict):
+            id2label = {int(index): label for index, label in names.get("id2label", names).items()}
+            names = [id2label[index] for index in range(len(id2label))]
+    except KeyError as error:
+        raise ValueError(
+            f"{name} names {len(id2label)} classes, but none with the id {error}: ids are 0, 1, ..."
+        ) from None
+    except (OSError, AttributeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"--vocabulary {name} is neither one of {', '.join(VOCABULARIES)} nor a JSON file with a list of names or "
+            f"a mapping of ids to names ({error})."
+        ) from None
+    if not isinstance(names, list) or not names or not all(isinstance(label, str) for label in names):
+        raise ValueError(f"{name} must hold a list of class names or a mapping of ids to them.")
+    return names
+
+
+def set_classes(
+    model: CATSegForSemanticSegmentation,
+    processor: CATSegProcessor,
+    labels: list[str] | None,
+    ignore_index: int | None,
+):
+    """
+    Gives the model its vocabulary and the label of pixels of no class.
+
+    Args:
+        model ([`CATSegForSemanticSegmentation`]), processor ([`CATSegProcessor`]): The model to change, and its
+            processor.
+        labels (`list[str]`, *optional*): Class names; the model's own if not given.
+        ignore_index (`int`, *optional*):
+            The label; if not given the model's own, or 65535 if that is the id of a class.
+
+    Raises:
+        ValueError: If the names cannot be prompted, or `ignore_index` is a class.
+    """
+    if labels is not None:
+        model.set_vocabulary(labels, processor(text=labels).input_ids)
+    num_labels = model.config.num_labels
+    if ignore_index is None:
+        own = model.config.semantic_loss_ignore_index
+        ignore_index = LARGEST_LABEL if 0 <= own < num_labels else own
+    if ignore_index < num_labels:
+        raise ValueError(
+            f"--ignore_index {ignore_index} is the id of a class: there are {num_labels}. Give an id from "
+            f"{num_labels} to {LARGEST_LABEL}."
+        )
+    model.config.semantic_loss_ignore_index = ignore_index
+
+
+def freeze_unused(model: nn.Module, config: CATSegConfig):
+    """
+    Freezes what no gradient can reach, so that processes need not look for it in every step: the queries and keys of
+    the last vision block, CLIP's temperature, and the padding tokens where there are classes enough.
+
+    Args:
+        model (`nn.Module`): The model, with what is trained chosen.
+        config ([`CATSegConfig`]): Its configuration, which holds the vocabulary that is trained with.
+    """
+    last_block = f"vision_model.encoder.layers.{config.clip_config.vision_config.num_hidden_layers - 1}."
+    unused = [f"{last_block}self_attn.q_proj", f"{last_block}self_attn.k_proj", "clip.logit_scale"]
+    if config.num_labels >= config.num_class_tokens:
+        unused += ["block.padding_token", "block.padding_guidance"]
+    for name, parameter in model.named_parameters():
+        if any(part in name for part in unused):
+            parameter.requires_grad_(False)
+
+
+def _check_architecture(name: str, expected: str, option: str, token: str | None):
+    fields, _ = PreTrainedConfig.get_config_dict(name, token=token)
+    model_type = fields.get("model_type")
+    if model_type is None:
+        raise OSError("there is no config.json that names an architecture.")
+    if model_type != expected:
+        raise ValueError(
+            f"{name!r} is of the architecture {model_type!r}, but {option} takes {expected!r}"
+            f"{' (a converted CAT-Seg checkpoint)' if expected == 'catseg' else ''}."
+        )
+
+
+def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, text_config: CLIPTextConfig):
+    # transformers makes an empty tokenizer where there are no files of one, and gives it CLIP's name.
+    end = text_config.eos_token_id
+    if not 256 < len(tokenizer) <= text_config.vocab_size or tokenizer.eos_token_id not in (end, len(tokenizer) - 1):
+        raise OSError(f"its tokenizer ({len(tokenizer)} tokens) is not the one of its text tower.")
+
+
+def _first_line(error: Exception) -> str:
+    line = next(iter(str(error).strip().split("\n")), "") or type(error).__name__
+    return line if line.endswith(".") else f"{line}."

@@ -1,0 +1,55 @@
+"""Experiment trackers, through accelerate."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from accelerate.logging import get_logger
+from accelerate.tracking import filter_trackers
+from PIL import Image
+
+
+logger = get_logger(__name__)
+
+PROJECT = "catseg"
+
+
+def choose_trackers(report_to: str) -> list[str] | str | None:
+    """
+    What `Accelerator(log_with=...)` takes for `--report_to`.
+
+    Raises:
+        ValueError: If the tracker is not installed.
+    """
+    if report_to in ("none", "all"):
+        return None if report_to == "none" else "all"
+    if not filter_trackers([report_to], logging_dir="."):
+        raise ValueError(f"--report_to {report_to} needs the package: install it (pip install {report_to}).")
+    return [report_to]
+
+
+def start_trackers(accelerator: Accelerator, arguments: Mapping[str, Any]):
+    """Opens the run's trackers and gives them its arguments."""
+    # TensorBoard takes no None.
+    accelerator.init_trackers(PROJECT, {name: value for name, value in arguments.items() if value is not None})
+
+
+def log_values(accelerator: Accelerator, values: Mapping[str, float], step: int):
+    """Logs numbers to every tracker, except those that are not numbers."""
+    accelerator.log({name: value for name, value in values.items() if math.isfinite(value)}, step=step)
+
+
+def log_picture(accelerator: Accelerator, name: str, picture: Image.Image, step: int):
+    """Shows a picture in every tracker that can."""
+    pixels = np.asarray(picture)[None]
+    for tracker in accelerator.trackers:
+        if tracker.name == "tensorboard":
+            tracker.log_images({name: pixels}, step=step, dataformats="NHWC")
+        elif tracker.name == "trackio":
+            import trackio
+
+            tracker.log({name: trackio.Image(pixels[0])}, step=step)
+        elif hasattr(tracker, "log_images"):
+            tracker.log_images({name: pixels}, step=step)

@@ -1,0 +1,148 @@
+"""What a finished run leaves in its folder: the model or adapter, its processor and code, results, curves and card."""
+
+import argparse
+import platform
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import torch
+import transformers
+from accelerate import Accelerator
+from torch import nn
+
+from catseg_hf import CATSegConfig, CATSegForSemanticSegmentation, CATSegProcessor
+from checkpoints import TrainingState, replaced_together
+from lora import is_lora, save_adapter
+from reporting import plot_curves, write_results
+from train_arguments import recorded_arguments
+from training_card import TrainingData, write_training_card
+
+
+PREDICTIONS = "predictions.png"
+CURVES = "training_curves.png"
+# Of a model, and of an adapter.
+WEIGHTS = ("config.json", "model.safetensors", "adapter_config.json", "adapter_model.safetensors")
+# Beside an adapter: the checkpoint that it belongs to, where none can be named.
+BASE = "base"
+LICENSE = Path(__file__).resolve().parent.parent / "LICENSE"
+
+
+def class_names(config: CATSegConfig) -> list[str]:
+    return [config.id2label[index] for index in range(config.num_labels)]
+
+
+def save_lora_base(args: argparse.Namespace, model: CATSegForSemanticSegmentation, processor: CATSegProcessor):
+    """Keeps the checkpoint that an adapter is trained for, unless it is the one that the run was given."""
+    if args.clip_model_name_or_path is None and args.vocabulary is None and args.ignore_index is None:
+        return
+    with replaced_together(args.output_dir) as folder:
+        model.save_pretrained(folder / BASE)
+        processor.save_pretrained(folder / BASE)
+
+
+def save_trained_model(
+    args: argparse.Namespace,
+    accelerator: Accelerator,
+    model: nn.Module,
+    processor: CATSegProcessor,
+    state: TrainingState,
+    results: Mapping[str, Any],
+    data: TrainingData,
+    name: str,
+):
+    """
+    Writes everything that belongs to a trained model into the run's folder. All processes call this together.
+
+    Args:
+        args (`argparse.Namespace`): The run's arguments.
+        accelerator (`Accelerator`): Of the run.
+        model (`nn.Module`): As `accelerator.prepare` gave it.
+        processor ([`CATSegProcessor`]): Its processor.
+        state ([`TrainingState`]): At the end.
+        results (`Mapping[str, Any]`): Everything for all_results.json.
+        data ([`TrainingData`]): What the card says of the data.
+        name (`str`): What the card calls the model.
+    """
+    state_dict = accelerator.get_state_dict(model)
+    if not accelerator.is_main_process:
+        return
+    model = accelerator.unwrap_model(model, keep_fp32_wrapper=False)
+    base = args.model_name_or_path or args.clip_model_name_or_path
+    with replaced_together(args.output_dir) as folder:
+        if is_lora(model):
+            save_adapter(model, folder, BASE if (args.output_dir / BASE).is_dir() else base, state_dict)
+        else:
+            model.save_pretrained(folder, state_dict=state_dict)
+        processor.save_pretrained(folder)
+        state.write(folder)
+        write_results(folder, results, class_names(model.config))
+        plot_curves(state.history, folder / CURVES)
+        for picture in (args.output_dir / PREDICTIONS, LICENSE):
+            if picture.is_file():
+                shutil.copyfile(picture, folder / picture.name)
+        write_training_card(
+            folder,
+            name=name,
+            config=model.config,
+            data=data,
+            hyperparameters=_hyperparameters(args, state),
+            results=results if "mean_iou" in results else None,
+            base_model=base,
+            lora=is_lora(model),
+        )
+
+
+def environment(accelerator: Accelerator) -> dict[str, Any]:
+    """What a run was done with, for its results."""
+    is_cuda = accelerator.device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(accelerator.device) if is_cuda else accelerator.device.type,
+        "num_processes": accelerator.num_processes,
+        "distributed_type": accelerator.distributed_type.value,
+        "mixed_precision": accelerator.mixed_precision,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "accelerate": accelerate.__version__,
+    }
+
+
+def _hyperparameters(args: argparse.Namespace, state: TrainingState) -> dict[str, Any]:
+    """For the card."""
+    values = {
+        "steps": state.step,
+        "pictures a step": state.run["total_batch_size"],
+        "optimizer": "AdamW",
+        "learning rate": args.learning_rate,
+        "learning rate of CLIP": args.learning_rate * args.clip_lr_multiplier,
+        "schedule": "cosine to 0",
+        "warmup steps": args.num_warmup_steps,
+        "weight decay": args.weight_decay,
+        "gradient norm clipped to": args.max_grad_norm,
+        "trained of CLIP": args.clip_finetuning if args.lora_rank is None else f"LoRA of rank {args.lora_rank}",
+        "crop size": args.crop_size,
+        "colour jitter": "yes" if args.color_jitter else "no",
+        "mixed precision": state.run["mixed_precision"],
+        "seed": args.seed,
+    }
+    return values | {"trained for": f"{state.train_seconds / 3600:.2f} hours"}
+
+
+def training_results(args: argparse.Namespace, accelerator: Accelerator, state: TrainingState) -> dict[str, Any]:
+    """What all_results.json says of the training."""
+    losses = [entry["loss"] for entry in state.history if "loss" in entry]
+    num_images = state.step * state.run["total_batch_size"]
+    num_examples = state.run["num_train_examples"]
+    return {
+        "train_steps": state.step,
+        "train_epochs": num_images / num_examples if num_examples else None,
+        "train_images": num_images,
+        "train_seconds": state.train_seconds,
+        "train_images_per_second": num_images / max(state.train_seconds, 1e-9),
+        "train_loss": losses[-1] if losses else None,
+        "environment": environment(accelerator),
+        "arguments": recorded_arguments(args),
+    }
