@@ -254,8 +254,8 @@ class CATSegClassAttention(CATSegGuidedAttention):
     ) -> torch.Tensor:
         """Queries, keys and values `(T, positions, C)`; those of a padding token `(1, C)`."""
         num_tokens = keys.shape[0] + max(num_padding_tokens, 0)
-        queries = F.elu(queries) + 1
-        keys = (F.elu(keys) + 1) / num_tokens  # means instead of sums stay within half precision
+        queries = F.elu(queries).add_(1)
+        keys = F.elu(keys).add_(1).div_(num_tokens)  # means instead of sums stay within half precision
         key_mean = keys.sum(dim=0)
         key_value_mean = self.heads_first(keys).transpose(-1, -2) @ self.heads_first(values)
         if padding_key is not None:
