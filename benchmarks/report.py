@@ -51,12 +51,16 @@ def table() -> str:
     machines = sorted({f"{result['machine']}, torch {result['torch']}" for result in results.values()})
     lines = [f"Machine: {'; '.join(machines)}.", ""]
     for architecture, title in (("base", "ViT-B/16"), ("large", "ViT-L/14")):
+        if not any(name.startswith(f"{architecture}_") for name in results):
+            continue
         lines += [
             f"| {title} | literal | catseg_hf | ratio | peak memory, literal | peak memory, catseg_hf |",
             "|---|---|---|---|---|---|",
         ]
         for name, (label, _, _) in CASES.items():
-            result = results[f"{architecture}_{name}"]
+            result = results.get(f"{architecture}_{name}")
+            if result is None:
+                continue
             lines.append(
                 f"| {label} | {result['reference_seconds']:.2f} s | {result['seconds']:.2f} s | "
                 f"{result['ratio']:.1f} | "
