@@ -3,9 +3,9 @@
 from huggingface_hub import ModelCardData
 
 from catseg_hf import CATSegConfig
+from catseg_hf.citation import BIBTEX, PAPER
 
 
-PAPER = "https://arxiv.org/abs/2303.11797"
 ORIGINAL_CODE = "https://github.com/KU-CVLAB/CAT-Seg"
 ORIGINAL_WEIGHTS = "https://huggingface.co/spaces/hamacojr/CAT-Seg-weights"
 
@@ -111,13 +111,7 @@ A: ADE20K with 847 or 150 classes; PC: Pascal Context with 459 or 59; PAS: Pasca
 MIT, see LICENSE. If you use the model, cite the paper:
 
 ```bibtex
-@inproceedings{{cho2024catseg,
-  title     = {{CAT-Seg: Cost Aggregation for Open-Vocabulary Semantic Segmentation}},
-  author    = {{Cho, Seokju and Shin, Heeseong and Hong, Sunghwan and Arnab, Anurag and Seo, Paul Hongsuck and
-               Kim, Seungryong}},
-  booktitle = {{Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition}},
-  year      = {{2024}}
-}}
+{bibtex}
 ```
 """
 
@@ -163,6 +157,7 @@ def model_card(config: CATSegConfig, name: str, num_parameters: int, dtype: str 
         origin=origin,
         name=name,
         paper=PAPER,
+        bibtex=BIBTEX,
         code=ORIGINAL_CODE,
         weights=ORIGINAL_WEIGHTS,
         num_parameters=num_parameters,

@@ -12,10 +12,9 @@ from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from catseg_hf import CATSegConfig
+from catseg_hf.citation import BIBTEX, PAPER
 from reporting import replace_file
 
-
-PAPER = "https://arxiv.org/abs/2303.11797"
 
 # The files of `reporting.py` that are shown, and what is said of them.
 PICTURES = {
@@ -66,13 +65,7 @@ the classes and upsampled.
 MIT, see LICENSE; the training data may set conditions of its own. If you use the model, cite the paper:
 
 ```bibtex
-@inproceedings{{cho2024catseg,
-  title     = {{CAT-Seg: Cost Aggregation for Open-Vocabulary Semantic Segmentation}},
-  author    = {{Cho, Seokju and Shin, Heeseong and Hong, Sunghwan and Arnab, Anurag and Seo, Paul Hongsuck and
-               Kim, Seungryong}},
-  booktitle = {{Proceedings of the IEEE/CVF Conference on Computer Vision and Pattern Recognition}},
-  year      = {{2024}}
-}}
+{bibtex}
 ```
 """
 
@@ -162,6 +155,7 @@ def write_training_card(
     body = BODY.format(
         title=name.split("/")[-1],
         paper=PAPER,
+        bibtex=BIBTEX,
         origin=f"This model was trained from {_origin(base_model)} on {_describe(data)}.",
         image_size=config.image_size,
         num_classes=config.num_labels,

@@ -145,7 +145,14 @@ class CATSegWindowAttention(CATSegGuidedAttention):
         return self.out_proj(attended).unflatten(0, batch), None if weights is None else weights.unflatten(0, batch)
 
 
-class CATSegSpatialBlock(GradientCheckpointingLayer):
+class CATSegBlock(GradientCheckpointingLayer):
+    """What the transformer blocks over space and over classes share."""
+
+    def add_feed_forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return hidden_states + recomputed(lambda states: self.mlp(self.layer_norm2(states)), hidden_states)
+
+
+class CATSegSpatialBlock(CATSegBlock):
     """A Swin transformer block on every class's map, its windows shifted by `shift` positions."""
 
     def __init__(self, config: CATSegConfig, shift: int):
@@ -172,10 +179,7 @@ class CATSegSpatialBlock(GradientCheckpointingLayer):
         windows = window_partition(self.layer_norm1(hidden_states), self.window_size, self.shift)
         attended, weights = self.attention(windows, guidance, attention_mask, output_attentions)
         hidden_states = hidden_states + window_reverse(attended, grid, self.window_size, self.shift)
-        return hidden_states + recomputed(self.feed_forward, hidden_states), weights
-
-    def feed_forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.mlp(self.layer_norm2(hidden_states))
+        return self.add_feed_forward(hidden_states), weights
 
 
 class CATSegSpatialAggregation(nn.Module):
@@ -293,7 +297,7 @@ class CATSegClassAttention(CATSegGuidedAttention):
         return states.unflatten(-1, (self.num_heads, self.head_dim)).flatten(1, 2).transpose(0, 1)
 
 
-class CATSegClassBlock(GradientCheckpointingLayer):
+class CATSegClassBlock(CATSegBlock):
     """A transformer block over the classes at every position, padded with a learned token to `num_class_tokens`."""
 
     def __init__(self, config: CATSegConfig):
@@ -315,10 +319,7 @@ class CATSegClassBlock(GradientCheckpointingLayer):
         num_padding_tokens = self.num_class_tokens - hidden_states.shape[0]
         attended = self.attention(self.layer_norm1(hidden_states), guidance, padding, num_padding_tokens)
         hidden_states = hidden_states + attended
-        return hidden_states + recomputed(self.feed_forward, hidden_states)
-
-    def feed_forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return self.mlp(self.layer_norm2(hidden_states))
+        return self.add_feed_forward(hidden_states)
 
 
 class CATSegClassAggregation(nn.Module):
@@ -426,7 +427,7 @@ class CATSegAggregator(nn.Module):
         Returns:
             The tokens `(B, T, H, W, C)`, and what was asked to be kept.
         """
-        # A few classes at a time, whose activations fit a cache; no tensor of all classes is ever allocated.
+        # A few classes at a time, whose activations fit a cache. Only the last state is a tensor of all classes.
         chunks = [self.embed_cost(chunk) for chunk in class_chunks(cost, 2, self.config)]
         appearance_guidance = self.project_appearance(image_embeds)
         text_guidance = self.project_text(text_embeds)
