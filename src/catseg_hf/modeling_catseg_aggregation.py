@@ -4,6 +4,7 @@ Tokens are kept with their channels last, `(batch, classes, rows, columns, chann
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -205,14 +206,14 @@ class CATSegSpatialAggregation(nn.Module):
         guidance = self.guidance_norm(guidance)
         projected_guidance = [block.project_guidance(guidance) for block in self.blocks]
 
-        outputs, attentions = [], []
-        for chunk in chunks:
+        attentions = []
+        for index, chunk in enumerate(chunks):
             chunk, plain_weights = self.blocks[0](chunk, projected_guidance[0], None, output_attentions)
             chunk, shifted_weights = self.blocks[1](chunk, projected_guidance[1], mask, output_attentions)
-            outputs.append(chunk)
+            chunks[index] = chunk
             if output_attentions and plain_weights is not None:
                 attentions.append(torch.stack([plain_weights, shifted_weights], dim=2))
-        return outputs, torch.cat(attentions, dim=1) if attentions else None
+        return chunks, torch.cat(attentions, dim=1) if attentions else None
 
 
 class CATSegClassAttention(CATSegGuidedAttention):
@@ -311,15 +312,29 @@ class CATSegClassBlock(CATSegBlock):
         self.layer_norm2 = nn.LayerNorm(config.hidden_size)
         self.mlp = CATSegMLP(config, nn.ReLU(inplace=True))
 
-    def forward(self, hidden_states: torch.Tensor, guidance: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        """Tokens `(T, B, positions, C)` and projected text guidance `(T, B or 1, 1, C)`."""
+    def forward(self, chunks: list[torch.Tensor], guidance: torch.Tensor) -> list[torch.Tensor]:
+        """Tokens `(B, t, H, W, C)` of a few classes at a time, and text guidance `(B or 1, T, text_guidance_size)`."""
+        attended = self.attend(chunks, guidance)
+        return [self.add_feed_forward(chunk + maps) for chunk, maps in zip(chunks, attended, strict=True)]
+
+    def attend(self, chunks: list[torch.Tensor], guidance: torch.Tensor) -> Iterator[torch.Tensor]:
+        """What all classes attend to at a few positions at a time, in chunks of classes again."""
+        grid, num_classes = chunks[0].shape[2:4], [chunk.shape[1] for chunk in chunks]
         padding = None
         if self.num_class_tokens:
             padding = self.layer_norm1(self.padding_token), self.padding_guidance
-        num_padding_tokens = self.num_class_tokens - hidden_states.shape[0]
-        attended = self.attention(self.layer_norm1(hidden_states), guidance, padding, num_padding_tokens)
-        hidden_states = hidden_states + attended
-        return self.add_feed_forward(hidden_states)
+        num_padding_tokens = self.num_class_tokens - sum(num_classes)
+        guidance = self.attention.project_guidance(guidance.transpose(0, 1)[:, :, None])
+
+        numel_per_position = chunks[0][:, 0, 0, 0].numel() * sum(num_classes)
+        positions = [independent_chunks(chunk.flatten(2, 3), 2, numel_per_position) for chunk in chunks]
+        outputs = []
+        for parts in zip(*positions, strict=True):  # the same positions of all classes
+            tokens = torch.cat([part.transpose(0, 1) for part in parts])  # (T, B, positions, C)
+            attended = self.attention(self.layer_norm1(tokens), guidance, padding, num_padding_tokens)
+            outputs.append(attended.transpose(0, 1).split(num_classes, dim=1))
+        for parts in zip(*outputs, strict=True):
+            yield torch.cat(parts, dim=2).unflatten(2, grid)
 
 
 class CATSegClassAggregation(nn.Module):
@@ -333,18 +348,10 @@ class CATSegClassAggregation(nn.Module):
     def forward(self, chunks: list[torch.Tensor], guidance: torch.Tensor) -> list[torch.Tensor]:
         """Tokens `(B, t, H, W, C)` of a few classes at a time, and text guidance `(B or 1, T, text_guidance_size)`."""
         pooling_size = tuple(self.config.pooling_size if self.training else self.config.eval_pooling_size)
-        pooled = [self.pool(chunk, pooling_size) for chunk in chunks]
-        grid, num_classes = pooled[0].shape[2:4], [chunk.shape[1] for chunk in chunks]
-        guidance = self.block.attention.project_guidance(guidance.transpose(0, 1)[:, :, None])
-
-        numel_per_position = pooled[0][:, 0, 0, 0].numel() * sum(num_classes) * self.config.mlp_ratio
-        positions = [independent_chunks(maps.flatten(2, 3), 2, numel_per_position) for maps in pooled]
-        outputs = []
-        for parts in zip(*positions, strict=True):  # the same positions of all classes
-            tokens = torch.cat([part.transpose(0, 1) for part in parts])  # (T, B, positions, C)
-            outputs.append(self.block(tokens, guidance).transpose(0, 1).split(num_classes, dim=1))
-        pooled = [torch.cat(parts, dim=2).unflatten(2, grid) for parts in zip(*outputs, strict=True)]
-        return [chunk + self.unpool(maps, chunk.shape[2:4]) for chunk, maps in zip(chunks, pooled, strict=True)]
+        pooled = self.block([self.pool(chunk, pooling_size) for chunk in chunks], guidance)
+        for index, maps in enumerate(pooled):
+            chunks[index] = chunks[index] + self.unpool(maps, chunks[index].shape[2:4])
+        return chunks
 
     @staticmethod
     def pool(hidden_states: torch.Tensor, pooling_size: tuple[int, int]) -> torch.Tensor:

@@ -30,11 +30,9 @@ class CATSegDecoderStage(nn.Module):
     def upsampling_kernel(self, like: torch.Tensor) -> torch.Tensor:
         """Kernel `(in_channels, out_channels, 4, 4)` of `upsample` and `conv1` in one, at stride 2 and padding 1."""
         channels = self.upsample.in_channels
-        impulses = F.pad(torch.eye(channels, dtype=like.dtype, device=like.device)[:, :, None, None], (1, 1, 1, 1))
-        responses = self.conv1(self.upsample(impulses)) - self.conv1(
-            self.upsample(impulses.new_zeros(1, channels, 3, 3))
-        )
-        return responses[..., 1:5, 1:5]
+        impulses = torch.eye(channels, dtype=like.dtype, device=like.device)[:, :, None, None]
+        responses = self.upsample(impulses) - self.upsample(torch.zeros_like(impulses[:1]))
+        return self.conv1(F.pad(responses, (1, 1, 1, 1)))
 
     def project_guidance(self, guidance: torch.Tensor) -> torch.Tensor:
         """Guidance `(B, guidance_size, 2 * H, 2 * W)`, convolved, with what the upsampling's bias adds to it:
@@ -46,7 +44,7 @@ class CATSegDecoderStage(nn.Module):
     def forward(self, hidden_states: torch.Tensor, kernel: torch.Tensor, guidance: torch.Tensor) -> torch.Tensor:
         """Maps `(B * T, in_channels, H, W)`, the upsampling's kernel and projected guidance."""
         hidden_states = F.conv_transpose2d(hidden_states, kernel, stride=2, padding=1)
-        hidden_states = (hidden_states.unflatten(0, (guidance.shape[0], -1)) + guidance[:, None]).flatten(0, 1)
+        hidden_states.unflatten(0, (guidance.shape[0], -1)).add_(guidance[:, None])
         hidden_states = F.relu(self.norm1(hidden_states), inplace=True)
         return F.relu(self.norm2(self.conv2(hidden_states)), inplace=True)
 

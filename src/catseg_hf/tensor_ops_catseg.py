@@ -11,7 +11,7 @@ from .configuration_catseg import CATSegConfig
 
 # Bytes of the largest activation of the slices worked on together: what a core's cache holds, or what keeps an
 # accelerator busy.
-CPU_CHUNK_BYTES, ACCELERATOR_CHUNK_BYTES = 2**22, 2**28
+CPU_CHUNK_BYTES, ACCELERATOR_CHUNK_BYTES = 6 * 2**20, 2**28
 
 
 def resize_bilinear(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
