@@ -326,12 +326,15 @@ class CATSegClassBlock(CATSegBlock):
         num_padding_tokens = self.num_class_tokens - sum(num_classes)
         guidance = self.attention.project_guidance(guidance.transpose(0, 1)[:, :, None])
 
+        def attend_to_classes(tokens: torch.Tensor) -> torch.Tensor:
+            return self.attention(self.layer_norm1(tokens), guidance, padding, num_padding_tokens)
+
         numel_per_position = chunks[0][:, 0, 0, 0].numel() * sum(num_classes)
         positions = [independent_chunks(chunk.flatten(2, 3), 2, numel_per_position) for chunk in chunks]
         outputs = []
         for parts in zip(*positions, strict=True):  # the same positions of all classes
             tokens = torch.cat([part.transpose(0, 1) for part in parts])  # (T, B, positions, C)
-            attended = self.attention(self.layer_norm1(tokens), guidance, padding, num_padding_tokens)
+            attended = recomputed(attend_to_classes, tokens)
             outputs.append(attended.transpose(0, 1).split(num_classes, dim=1))
         for parts in zip(*outputs, strict=True):
             yield torch.cat(parts, dim=2).unflatten(2, grid)
