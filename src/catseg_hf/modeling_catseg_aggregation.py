@@ -329,7 +329,7 @@ class CATSegClassBlock(CATSegBlock):
         def attend_to_classes(tokens: torch.Tensor) -> torch.Tensor:
             return self.attention(self.layer_norm1(tokens), guidance, padding, num_padding_tokens)
 
-        numel_per_position = chunks[0][:, 0, 0, 0].numel() * sum(num_classes)
+        numel_per_position = 3 * chunks[0][:, 0, 0, 0].numel() * sum(num_classes)  # queries, keys and values
         positions = [independent_chunks(chunk.flatten(2, 3), 2, numel_per_position) for chunk in chunks]
         outputs = []
         for parts in zip(*positions, strict=True):  # the same positions of all classes
