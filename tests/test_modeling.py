@@ -146,6 +146,17 @@ def test_training_computes_large_activations_again(model, inputs, monkeypatch):
     assert kept < 0.7 * kept_bytes(model, inputs)
 
 
+def test_training_computes_class_attention_again(model, inputs):
+    computed = []
+    for layer in model.catseg.aggregator.layers:
+        attention = layer.class_aggregation.block.attention
+        attention.register_forward_pre_hook(lambda *_: computed.append(True))
+    logits = model.train()(**inputs).logits
+    calls = len(computed)
+    logits.sum().backward()
+    assert len(computed) == 2 * calls
+
+
 @pytest.mark.parametrize("size", [(30, 20), (96, 96), (17, 120)])
 @pytest.mark.parametrize("ignore_index", [255, 3])
 def test_loss(model, inputs, size, ignore_index):

@@ -199,8 +199,8 @@ class CATSegSpatialAggregation(nn.Module):
     def forward(
         self, chunks: list[torch.Tensor], guidance: torch.Tensor, output_attentions: bool = False
     ) -> tuple[list[torch.Tensor], torch.Tensor | None]:
-        """Tokens `(B, t, H, W, C)` of a few classes at a time, and appearance guidance
-        `(B, H, W, appearance_guidance_size)`."""
+        """Tokens `(B, t, H, W, C)` of a few classes at a time, which the outputs replace in the list, and appearance
+        guidance `(B, H, W, appearance_guidance_size)`."""
         grid, window_size = chunks[0].shape[2:4], self.config.window_size
         mask = shifted_window_mask(grid, window_size, self.shift, chunks[0]) if self.shift else None
         guidance = self.guidance_norm(guidance)
@@ -349,7 +349,8 @@ class CATSegClassAggregation(nn.Module):
         self.block = CATSegClassBlock(config)
 
     def forward(self, chunks: list[torch.Tensor], guidance: torch.Tensor) -> list[torch.Tensor]:
-        """Tokens `(B, t, H, W, C)` of a few classes at a time, and text guidance `(B or 1, T, text_guidance_size)`."""
+        """Tokens `(B, t, H, W, C)` of a few classes at a time, which the outputs replace in the list, and text
+        guidance `(B or 1, T, text_guidance_size)`."""
         pooling_size = tuple(self.config.pooling_size if self.training else self.config.eval_pooling_size)
         pooled = self.block([self.pool(chunk, pooling_size) for chunk in chunks], guidance)
         for index, maps in enumerate(pooled):
