@@ -18,8 +18,9 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from catseg_training.data.crops import EpochSampler, TrainingCrops
+from catseg_training.data.sources import load_segmentation_data
 from measure import machine
-from segmentation_data import EpochSampler, TrainingCrops, load_segmentation_data
 
 
 HEIGHT, WIDTH = 480, 640

@@ -26,12 +26,12 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
 
 from catseg_hf import CATSegConfig, CATSegForSemanticSegmentation, CATSegImageProcessorPil, CATSegProcessor
+from catseg_hf.output_folder import built_aside, check_output_folder
 from checkpoint_files import RELEASE, VARIANTS, download_checkpoint, open_checkpoint
 from model_card import model_card
 from openai_tokenizer import check_tokenizer, load_tokenizer
 from original_architecture import infer_config
 from original_layout import RULES, dropped_keys, original_tensors
-from output_folder import built_aside, check_output_folder
 from state_dict_conversion import build_model, convert_state_dict
 from verification import TOLERANCE, largest_difference, literal_logits
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from coco_stuff import RAW_TO_CONTIGUOUS, UNLABELLED
+from catseg_training.data.coco_stuff import RAW_TO_CONTIGUOUS, UNLABELLED
 
 
 def write_coco_stuff_folder(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from augmentation import HUE_DELTA, hsv_to_rgb, jitter_colors, rgb_to_hsv, training_crop
+from catseg_training.data.augmentation import HUE_DELTA, hsv_to_rgb, jitter_colors, rgb_to_hsv, training_crop
 
 
 class ScriptedGenerator:

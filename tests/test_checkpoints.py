@@ -11,7 +11,7 @@ from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 from torch import nn
 
-from checkpoints import (
+from catseg_training.checkpoints import (
     CheckpointError,
     TrainingState,
     check_same_run,

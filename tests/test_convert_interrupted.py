@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 import convert_catseg_original_to_hf as converter
+from catseg_hf.output_folder import aside_of, built_aside
 from conftest import FIXTURES
-from output_folder import aside_of, built_aside
 from tokenizer import TOKENIZER
 
 

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import coco_stuff_parquet
 import prepare_coco_stuff
 from catseg_hf import load_vocabulary
+from catseg_training.data import coco_stuff_parquet
+from catseg_training.data.examples import read_example
+from catseg_training.data.sources import load_segmentation_data
 from coco_stuff_folder import write_coco_stuff_folder
-from segmentation_data import load_segmentation_data, read_example
 
 
 SCRIPT = Path(prepare_coco_stuff.__file__)

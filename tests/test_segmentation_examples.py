@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from coco_stuff import RAW_TO_CONTIGUOUS
-from segmentation_examples import read_example
+from catseg_training.data.coco_stuff import RAW_TO_CONTIGUOUS
+from catseg_training.data.examples import read_example
 
 
 def encoded(array: np.ndarray | Image.Image, name: str = "file.png") -> dict:

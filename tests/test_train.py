@@ -18,16 +18,16 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForSemanticSegmentation, AutoProcessor
 
-import evaluation
 import prepare_coco_stuff
 import train
 from catseg_hf import CATSegForSemanticSegmentation, load_vocabulary
+from catseg_training import evaluation
 from coco_stuff_folder import write_coco_stuff_folder
 from hub_server import HubServer
 from tiny_training import CLASSES, QUICK, history, run_train, save_checkpoint, save_clip, weights, write_pairs
 
 
-METRIC = Path(evaluation.__file__).with_name("metrics") / "mean_iou"
+METRIC = Path(evaluation.__file__).parents[1] / "metrics" / "mean_iou"
 
 
 @pytest.fixture(scope="module")
@@ -438,6 +438,6 @@ def test_failed_upload(when, hub, command, tmp_path, capsys, monkeypatch):
 
 
 def test_tracker_that_is_not_installed(command, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("trackers.filter_trackers", lambda *arguments, **options: [])
+    monkeypatch.setattr("catseg_training.report.trackers.filter_trackers", lambda *arguments, **options: [])
     assert run_train(*command, "--report_to", "wandb", "--output_dir", tmp_path / "out") == 1
     assert "--report_to wandb needs the package" in capsys.readouterr().err

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from optimization import MAX_GRAD_NORM
-from train_arguments import parse_arguments, recorded_arguments
+from catseg_training.arguments import parse_arguments, recorded_arguments
+from catseg_training.optimization import MAX_GRAD_NORM
 
 
 BASE = ["--dataset_name", "data", "--output_dir", "out"]

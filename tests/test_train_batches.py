@@ -4,7 +4,7 @@ from itertools import islice
 
 import pytest
 
-from batches import StepSampler
+from catseg_training.data.batches import StepSampler
 
 
 def steps(count: int, num_examples: int, batch_size: int, accumulation_steps: int, world_size: int, first_step=0):

@@ -8,11 +8,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 
-import evaluation
-from evaluation import evaluate_model
-from initial_model import load_checkpoint
+from catseg_training import evaluation
+from catseg_training.data.examples import EvaluationImages
+from catseg_training.data.sources import load_segmentation_data
+from catseg_training.evaluation import evaluate_model
+from catseg_training.model import load_checkpoint
 from metrics.mean_iou.mean_iou import ConfusionMatrix
-from segmentation_data import EvaluationImages, load_segmentation_data
 from tiny_training import CLASSES, save_checkpoint, write_pairs
 
 

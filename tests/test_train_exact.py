@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import run_setup
 import train
+from catseg_training import start as run_setup
 from conftest import FIXTURES
 from test_training_recipe import targets_of, total_norm
 from tiny_training import QUICK, TrainingDriver, history, run_train, save_checkpoint, weights, write_pairs

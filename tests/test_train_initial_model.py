@@ -9,16 +9,16 @@ from PIL import Image
 from transformers import AutoModelForSemanticSegmentation, BertConfig, CLIPModel
 
 from catseg_hf import load_vocabulary
-from conftest import FIXTURES
-from initial_model import (
+from catseg_training.lora import add_lora, save_adapter
+from catseg_training.model import (
     build_from_clip,
     freeze_unused,
     load_checkpoint,
     read_vocabulary,
     set_classes,
 )
-from lora import add_lora, save_adapter
-from optimization import build_optimizer
+from catseg_training.optimization import build_optimizer
+from conftest import FIXTURES
 from tiny_training import CLASSES, save_checkpoint, save_clip
 from tokenizer import tiny_tokenizer
 

@@ -9,8 +9,8 @@ from accelerate.utils import DistributedType
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
-from initial_model import load_checkpoint
-from sharding import WRAPPED_MODULES, prepare_for_sharding
+from catseg_training.model import load_checkpoint
+from catseg_training.sharding import WRAPPED_MODULES, prepare_for_sharding
 from tiny_training import save_checkpoint
 
 

@@ -17,17 +17,12 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from catseg_hf import CATSegImageProcessorPil
 from catseg_hf.configuration_catseg import COCO_STUFF_LABELS
-from coco_stuff import MISSING_RAW_IDS, NUM_CLASSES, RAW_TO_CONTIGUOUS, coco_stuff_pairs
+from catseg_training.data.coco_stuff import MISSING_RAW_IDS, NUM_CLASSES, RAW_TO_CONTIGUOUS, coco_stuff_pairs
+from catseg_training.data.columns import find_columns
+from catseg_training.data.crops import EpochSampler, StreamingCrops, TrainingCrops
+from catseg_training.data.examples import EvaluationImages, read_example
+from catseg_training.data.sources import load_segmentation_data
 from coco_stuff_folder import write_coco_stuff_folder
-from segmentation_columns import find_columns
-from segmentation_data import (
-    EpochSampler,
-    EvaluationImages,
-    StreamingCrops,
-    TrainingCrops,
-    load_segmentation_data,
-    read_example,
-)
 
 
 SIZE = 32

@@ -7,9 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from catseg_training.optimization import MAX_GRAD_NORM, build_optimizer, build_scheduler
 from conftest import FIXTURES
 from convert_catseg_original_to_hf import RULES
-from optimization import MAX_GRAD_NORM, build_optimizer, build_scheduler
 
 
 @pytest.fixture(scope="module")

@@ -15,12 +15,12 @@ from PIL import Image
 
 from catseg_hf import load_vocabulary
 from catseg_hf.visualization import class_color
+from catseg_training.lora import add_lora, save_adapter
+from catseg_training.report.card import TrainingData, write_training_card
+from catseg_training.report.charts import class_chart, curves_chart
+from catseg_training.report.results import plot_curves, prediction_grid, write_results
 from conftest import FIXTURES
 from hub_server import metadata_errors
-from lora import add_lora, save_adapter
-from report_charts import class_chart, curves_chart
-from reporting import plot_curves, prediction_grid, write_results
-from training_card import TrainingData, write_training_card
 
 
 NAMES = ["cat", "sofa", "sky, heaven"]

@@ -23,10 +23,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from catseg_hf import load_vocabulary
-from coco_stuff import NUM_CLASSES, NUM_PAIRS, UNLABELLED, coco_stuff_folders
-from coco_stuff_parquet import write_parquet
-from paired_folders import IMAGE_SUFFIXES, Pair, files_by_name, label_files
-from segmentation_examples import read_example
+from catseg_training.data.coco_stuff import NUM_CLASSES, NUM_PAIRS, UNLABELLED, coco_stuff_folders
+from catseg_training.data.coco_stuff_parquet import write_parquet
+from catseg_training.data.examples import read_example
+from catseg_training.data.paired_folders import IMAGE_SUFFIXES, Pair, files_by_name, label_files
 
 
 VOCABULARY = "coco_stuff_171"

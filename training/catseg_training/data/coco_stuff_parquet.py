@@ -15,12 +15,10 @@ import pyarrow.parquet as pq
 from PIL import Image
 from tqdm import tqdm
 
-from coco_stuff import RAW_TO_CONTIGUOUS
-from paired_folders import Pair
+from catseg_hf.output_folder import built_aside
 
-
-sys.path.append(str(Path(__file__).resolve().parent.parent / "convert"))
-from output_folder import built_aside  # noqa: E402
+from .coco_stuff import RAW_TO_CONTIGUOUS
+from .paired_folders import Pair
 
 
 FEATURES = datasets.Features({"image": datasets.Image(), "label": datasets.Image(), "name": datasets.Value("string")})

@@ -6,9 +6,10 @@ from typing import Any
 
 import datasets
 import numpy as np
+import torch
 from PIL import Image
 
-from coco_stuff import MISSING_RAW_IDS, NUM_CLASSES, RAW_TO_CONTIGUOUS, UNLABELLED
+from .coco_stuff import MISSING_RAW_IDS, NUM_CLASSES, RAW_TO_CONTIGUOUS, UNLABELLED
 
 
 LABEL_IDS = ("contiguous", "coco_stuff_raw")
@@ -54,6 +55,32 @@ def read_example(
     if label is None or label.min() == _OUT_OF_RANGE:
         raise ValueError(_refusal(np.unique(ids), table, label_name, example, num_labels, ignore_index))
     return image, label
+
+
+class EvaluationImages(torch.utils.data.Dataset):
+    """
+    Pictures and labels at their own size.
+
+    Args:
+        dataset (`datasets.Dataset`): Of [`load_segmentation_data`].
+        num_labels (`int`): Size of the vocabulary.
+        ignore_index (`int`, *optional*, defaults to 255): The label that stands for no class.
+    """
+
+    def __init__(self, dataset: datasets.Dataset, num_labels: int, ignore_index: int = 255):
+        self.dataset = dataset
+        self.num_labels = num_labels
+        self.ignore_index = ignore_index
+
+    def __len__(self) -> int:
+        """Number of pictures."""
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """`image` (H, W, 3), RGB, uint8, `label` (H, W), integers (both numpy arrays), and `name`."""
+        row = self.dataset[index]
+        image, label = read_example(row, self.num_labels, self.ignore_index)
+        return {"image": image, "label": label, "name": row["name"]}
 
 
 def _described(example: Mapping[str, Any], column: str) -> str:

@@ -17,7 +17,8 @@ from catseg_hf import (
     CATSegProcessor,
     load_vocabulary,
 )
-from lora import is_adapter, load_adapter
+
+from .lora import is_adapter, load_adapter
 
 
 # Side of the feature grid of both published models.

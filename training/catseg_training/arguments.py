@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from catseg_hf import VOCABULARIES
-from evaluation import METRICS
-from optimization import MAX_GRAD_NORM
-from segmentation_data import LABEL_IDS
+
+from .data.examples import LABEL_IDS
+from .evaluation import METRICS
+from .optimization import MAX_GRAD_NORM
 
 
 PUBLISHED_BATCH_SIZE = 4

@@ -16,16 +16,17 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from batches import CropBatches, StreamedBatches
 from catseg_hf import CATSegConfig, CATSegProcessor
-from checkpoints import TrainingState, save_checkpoint
-from evaluation import Evaluation, evaluate_model
-from interruption import TerminationNotice
-from lora import is_lora
-from reporting import prediction_grid
-from segmentation_data import EvaluationImages
-from trackers import log_picture, log_values
-from trained_model import PREDICTIONS, class_names
+
+from .checkpoints import TrainingState, save_checkpoint
+from .data.batches import CropBatches, StreamedBatches
+from .data.examples import EvaluationImages
+from .evaluation import Evaluation, evaluate_model
+from .interruption import TerminationNotice
+from .lora import is_lora
+from .report.results import prediction_grid
+from .report.saved_model import PREDICTIONS, class_names
+from .report.trackers import log_picture, log_values
 
 
 logger = get_logger(__name__)

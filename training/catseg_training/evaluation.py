@@ -13,9 +13,10 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from catseg_hf import CATSegProcessor
-from interruption import shield_worker
 from metrics.mean_iou.mean_iou import ConfusionMatrix
-from segmentation_data import EvaluationImages
+
+from .data.examples import EvaluationImages
+from .interruption import shield_worker
 
 
 METRICS = ("confusion_matrix", "mean_iou")

@@ -12,9 +12,10 @@ from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.scheduler import AcceleratedScheduler
 from torch import nn
 
-from batches import CropBatches, StreamedBatches
 from catseg_hf import CATSegConfig, CATSegForSemanticSegmentation, CATSegProcessor
-from checkpoints import (
+
+from .arguments import FIXED_ARGUMENTS, PUBLISHED_BATCH_SIZE, PUBLISHED_TRAIN_STEPS, WATCHED_ARGUMENTS
+from .checkpoints import (
     CheckpointError,
     TrainingState,
     check_same_run,
@@ -23,7 +24,13 @@ from checkpoints import (
     remove_checkpoint,
     remove_incomplete,
 )
-from initial_model import (
+from .data.batches import CropBatches, StreamedBatches
+from .data.crops import StreamingCrops, TrainingCrops
+from .data.examples import EvaluationImages
+from .data.sources import load_segmentation_data
+from .interruption import TerminationNotice
+from .lora import add_lora
+from .model import (
     FRESH_VOCABULARY,
     build_from_clip,
     freeze_unused,
@@ -31,14 +38,10 @@ from initial_model import (
     read_vocabulary,
     set_classes,
 )
-from interruption import TerminationNotice
-from lora import add_lora
-from optimization import build_optimizer, build_scheduler
-from segmentation_data import EvaluationImages, StreamingCrops, TrainingCrops, load_segmentation_data
-from sharding import prepare_for_sharding
-from train_arguments import FIXED_ARGUMENTS, PUBLISHED_BATCH_SIZE, PUBLISHED_TRAIN_STEPS, WATCHED_ARGUMENTS
-from trained_model import BASE, WEIGHTS, class_names, save_lora_base
-from training_run import Run
+from .optimization import build_optimizer, build_scheduler
+from .report.saved_model import BASE, WEIGHTS, class_names, save_lora_base
+from .run import Run
+from .sharding import prepare_for_sharding
 
 
 logger = get_logger(__name__)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from paired_folders import Pair, matched_pairs
+from .paired_folders import Pair, matched_pairs
 
 
 NUM_CLASSES = 171

@@ -13,7 +13,8 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from catseg_hf import CATSegConfig
 from catseg_hf.citation import BIBTEX, PAPER
-from reporting import replace_file
+
+from .results import replace_file
 
 
 # The files of `reporting.py` that are shown, and what is said of them.

@@ -8,8 +8,8 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, Sampler
 
-from interruption import shield_worker
-from segmentation_data import EpochSampler, StreamingCrops, TrainingCrops
+from ..interruption import shield_worker
+from .crops import EpochSampler, StreamingCrops, TrainingCrops
 
 
 class StepSampler(Sampler[list[tuple[int, int]]]):

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from catseg_hf.visualization import draw_segmentation
-from report_charts import class_chart, curves_chart
+
+from .charts import class_chart, curves_chart
 
 
 # Of the pictures in a grid, in pixels.

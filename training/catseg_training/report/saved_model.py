@@ -14,11 +14,12 @@ from accelerate import Accelerator
 from torch import nn
 
 from catseg_hf import CATSegConfig, CATSegForSemanticSegmentation, CATSegProcessor
-from checkpoints import TrainingState, replaced_together
-from lora import is_lora, save_adapter
-from reporting import plot_curves, write_results
-from train_arguments import recorded_arguments
-from training_card import TrainingData, write_training_card
+
+from ..arguments import recorded_arguments
+from ..checkpoints import TrainingState, replaced_together
+from ..lora import is_lora, save_adapter
+from .card import TrainingData, write_training_card
+from .results import plot_curves, write_results
 
 
 PREDICTIONS = "predictions.png"
@@ -27,7 +28,7 @@ CURVES = "training_curves.png"
 WEIGHTS = ("config.json", "model.safetensors", "adapter_config.json", "adapter_model.safetensors")
 # Beside an adapter: the checkpoint that it belongs to, where none can be named.
 BASE = "base"
-LICENSE = Path(__file__).resolve().parent.parent / "LICENSE"
+LICENSE = Path(__file__).resolve().parents[3] / "LICENSE"
 
 
 def class_names(config: CATSegConfig) -> list[str]:
