@@ -41,8 +41,8 @@ def read_example(
             names the file, the id and the likely cause.
     """
     image_name, label_name = (_described(example, column) for column in ("image", "label"))
-    image = _rgb_pixels(_decoded(example["image"], image_name), image_name)
-    ids = _label_ids(example["label"], label_name)
+    image = rgb_pixels(decoded_image(example["image"], image_name), image_name)
+    ids = stored_ids(example["label"], label_name)
     if ids.shape != image.shape[:2]:
         sizes = " and ".join(f"{width} x {height}" for height, width in (ids.shape, image.shape[:2]))
         raise ValueError(
@@ -92,7 +92,8 @@ def _described(example: Mapping[str, Any], column: str) -> str:
     return str(path) if value.get("bytes") is None else f"{path} ({column} of {example['name']})"
 
 
-def _decoded(value: Any, name: str) -> Image.Image:
+def decoded_image(value: Any, name: str) -> Image.Image:
+    """An image out of a row's value, such as `{"path": ...}`, upright. Errors (ValueError) call it by `name`."""
     if value is None:
         raise ValueError(f"{name} is missing: take the row out.")
     try:
@@ -105,7 +106,8 @@ def _decoded(value: Any, name: str) -> Image.Image:
         ) from None
 
 
-def _rgb_pixels(image: Image.Image, name: str) -> np.ndarray:
+def rgb_pixels(image: Image.Image, name: str) -> np.ndarray:
+    """An image of any mode as RGB `(H, W, 3)`, uint8."""
     if image.mode == "F":
         raise ValueError(f"{name} has floating-point pixels, whose range is not known: save it with 8 bits.")
     if image.mode.startswith("I"):
@@ -117,7 +119,7 @@ def _rgb_pixels(image: Image.Image, name: str) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
 
 
-def _label_ids(value: Any, name: str) -> np.ndarray:
+def stored_ids(value: Any, name: str) -> np.ndarray:
     """A label map as it is stored, `(H, W)`, in its own integer type."""
     if isinstance(value, list | np.ndarray):
         try:
@@ -129,7 +131,7 @@ def _label_ids(value: Any, name: str) -> np.ndarray:
         if ids.ndim != 2 or ids.dtype.kind not in "iu":
             raise ValueError(f"{name} is no array of integers with rows of one length: check the label column.")
         return ids
-    image = _decoded(value, name)
+    image = decoded_image(value, name)
     if image.mode not in LABEL_MODES:
         raise ValueError(
             f"{name} is a picture of mode {image.mode}, but a label map has one channel of class ids (modes "
