@@ -91,7 +91,9 @@ def write_ade20k(root: Path, maps: Mapping[str, np.ndarray]):
 def write_ade20k_full(root: Path, maps: Mapping[str, np.ndarray]):
     """Scenes in folders, with the parts and instances that are stored beside every label."""
     for index, (name, stored) in enumerate(maps.items()):
-        folder = root / "ADE20K_2021_17_01" / "images" / "ADE" / "validation" / ("urban", "work_place")[index % 2] / "x"
+        folder = (
+            root / "ADE20K_2021_17_01" / "images" / "ADE" / "validation" / ("urban", "work_place")[index % 2] / "x"
+        )
         write_image(folder / f"{name}.jpg", stored)
         planes = [stored // 256 * 10, stored % 256, np.arange(stored.size).reshape(stored.shape) % 7]
         Image.fromarray(np.stack(planes, axis=-1).astype(np.uint8)).save(folder / f"{name}_seg.png")

@@ -49,10 +49,14 @@ def test_every_class_has_an_id(benchmark):
     assert sorted(set(benchmark.prediction_table)) == sorted(classes)
 
 
-@pytest.mark.parametrize("name, folder", [("pascal_voc_20", "VOCdevkit/VOC2012"), ("ade20k_150", "ADEChallengeData2016")])
+@pytest.mark.parametrize(
+    "name, folder", [("pascal_voc_20", "VOCdevkit/VOC2012"), ("ade20k_150", "ADEChallengeData2016")]
+)
 def test_root_is_the_benchmarks_own_folder(name, folder, tmp_path):
     write_benchmark(name, tmp_path, stored_maps(name))
-    assert find_files(find_benchmark(name), tmp_path / folder).files == find_files(find_benchmark(name), tmp_path).files
+    assert (
+        find_files(find_benchmark(name), tmp_path / folder).files == find_files(find_benchmark(name), tmp_path).files
+    )
 
 
 def test_voc_palette(tmp_path):
@@ -131,7 +135,12 @@ def test_run_lengths(counts):
 
 
 BAD_FILES = {
-    "unreadable image": ("ade20k_150", "images/validation/{}.jpg", lambda path: path.write_bytes(b"no"), "not a picture"),
+    "unreadable image": (
+        "ade20k_150",
+        "images/validation/{}.jpg",
+        lambda path: path.write_bytes(b"no"),
+        "not a picture",
+    ),
     "no label": ("ade20k_150", "annotations/validation/{}.png", Path.unlink, "does not exist"),
     "no image": ("ade20k_150", "images/validation/{}.jpg", Path.unlink, "does not exist"),
     "unknown id": (

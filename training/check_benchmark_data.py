@@ -22,7 +22,7 @@ from catseg_training.benchmarks.description import Benchmark, BenchmarkError
 from catseg_training.benchmarks.files import find_files
 from catseg_training.benchmarks.images import BenchmarkImages
 from catseg_training.benchmarks.published import PUBLISHED, find_benchmark
-from reporting import prediction_grid
+from catseg_training.report.results import prediction_grid
 
 
 # Of a page, and of missing and damaged files that are listed.

@@ -4,11 +4,10 @@ import json
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from catseg_training.benchmarks.description import BenchmarkError
+from .description import BenchmarkError
 
 
 class ContextAnnotations:
@@ -100,5 +99,3 @@ def _decode_lengths(text: str) -> list[int]:
 def read_annotations(path: Path) -> ContextAnnotations:
     """The annotations of the phase "val". The file has 590 MB: it is read once."""
     return ContextAnnotations(path)
-
-

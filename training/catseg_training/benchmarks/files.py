@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from catseg_training.benchmarks.context_annotations import read_annotations
-from catseg_training.benchmarks.description import Benchmark, BenchmarkError
+from .context_annotations import read_annotations
+from .description import Benchmark, BenchmarkError
 
 
 class ImageFiles(NamedTuple):

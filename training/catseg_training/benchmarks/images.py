@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import Dataset
 
-from catseg_training.benchmarks.description import Benchmark
-from catseg_training.benchmarks.files import ImageFiles
-from catseg_training.benchmarks.labels import read_label_ids
-from segmentation_examples import decoded_image, rgb_pixels
+from ..data.examples import decoded_image, rgb_pixels
+from .description import Benchmark
+from .files import ImageFiles
+from .labels import read_label_ids
 
 
 MAX_NAMED_IDS = 5
@@ -72,8 +72,8 @@ class BenchmarkImages(Dataset):
         unknown = np.unique(ids[~is_inside]).tolist()
         named = ", ".join(map(str, unknown[:MAX_NAMED_IDS])) + (", ..." if len(unknown) > MAX_NAMED_IDS else "")
         raise ValueError(
-            f"{name} holds the id{'s' if len(unknown) > 1 else ''} {named}, which {self.benchmark.name} does not know: "
-            "is it another benchmark's label, or one that was converted?"
+            f"{name} holds the id{'s' if len(unknown) > 1 else ''} {named}, which {self.benchmark.name} does not "
+            "know: is it another benchmark's label, or one that was converted?"
         )
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 from scipy.io import loadmat
 
-from catseg_training.benchmarks.context_annotations import read_annotations
-from segmentation_examples import decoded_image, stored_ids
+from ..data.examples import decoded_image, stored_ids
+from .context_annotations import read_annotations
 
 
 def read_label_ids(label_format: str, path: Path, name: str) -> np.ndarray:

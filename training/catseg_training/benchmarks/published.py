@@ -4,8 +4,9 @@ import json
 from pathlib import Path
 
 from catseg_hf import load_vocabulary
-from catseg_training.benchmarks.description import Benchmark, BenchmarkError, read_description
-from coco_stuff import IMAGE_FOLDERS, LABEL_FOLDERS, NUM_PAIRS, RAW_TO_CONTIGUOUS, SPLIT_FOLDERS
+
+from ..data.coco_stuff import IMAGE_FOLDERS, LABEL_FOLDERS, NUM_PAIRS, RAW_TO_CONTIGUOUS, SPLIT_FOLDERS
+from .description import Benchmark, BenchmarkError, read_description
 
 
 DATA = Path(__file__).with_name("data")

@@ -52,12 +52,13 @@ def prediction_grid(
     examples: Iterable[Mapping[str, Any]], class_names: Sequence[str], ignore_index: int | None = 255
 ) -> Image.Image:
     """
-    One picture with a row for each example: input, label and prediction, and beside them the classes' names and shares
-    of the area.
+    One picture with a row for each example: input, label and perhaps prediction, and beside them the classes' names
+    and shares of the area.
 
     Args:
         examples (`Iterable[Mapping[str, Any]]`): Each with `image` (`PIL.Image.Image`, or uint8 `(H, W, 3)`), `label`
-            and `prediction` (integers `(H, W)`, numpy or torch, in the picture's size), and perhaps `name`.
+            and, in all or none, `prediction` (integers `(H, W)`, numpy or torch, in the picture's size), and perhaps
+            `name`.
         class_names (`Sequence[str]`): Name of every class index.
         ignore_index (`int`, *optional*, defaults to 255): Of the labels. These pixels are left uncoloured.
 
@@ -69,12 +70,12 @@ def prediction_grid(
     """
     rows = [_grid_row(example, class_names, ignore_index) for example in examples]
     font = ImageFont.load_default(14)
-    titles = ("input", "label", "prediction")
-    widths = [max((row[column].width for _, row in rows), default=120) + GAP for column in range(3)]
+    titles = ("input", "label", "prediction")[: max((len(row) for _, row in rows), default=3)]
+    widths = [max((row[column].width for _, row in rows), default=120) + GAP for column in range(len(titles))]
     heights = [max(picture.height for picture in row) + 24 + GAP for _, row in rows]
     grid = Image.new("RGB", (sum(widths) + GAP, sum(heights) + 24 + GAP), "white")
     draw = ImageDraw.Draw(grid)
-    lefts = [GAP + sum(widths[:column]) for column in range(3)]
+    lefts = [GAP + sum(widths[:column]) for column in range(len(titles))]
     for left, title in zip(lefts, titles, strict=True):
         draw.text((left, GAP), title, fill="black", font=font)
     top = 24 + GAP
@@ -88,29 +89,31 @@ def prediction_grid(
 
 def _grid_row(
     example: Mapping[str, Any], class_names: Sequence[str], ignore_index: int | None
-) -> tuple[str, tuple[Image.Image, Image.Image, Image.Image]]:
+) -> tuple[str, list[Image.Image]]:
     """Caption and pictures."""
-    image, label, prediction = (example[key] for key in ("image", "label", "prediction"))
+    image = example["image"]
     image = (image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))).convert("RGB")
-    label, prediction = (np.asarray(ids).astype(np.int64) for ids in (label, prediction))
-    if not label.shape == prediction.shape == (image.height, image.width):
-        raise ValueError(
-            f"Label {label.shape} and prediction {prediction.shape} (height, width) are not of the picture's size, "
-            f"{(image.height, image.width)}."
+    maps = {key: np.asarray(example[key]).astype(np.int64) for key in ("label", "prediction") if key in example}
+    for key, ids in maps.items():
+        if ids.shape != (image.height, image.width):
+            raise ValueError(
+                f"The {key} of shape {ids.shape} (height, width) is not of the picture's size, "
+                f"{(image.height, image.width)}."
+            )
+    counted = np.ones(maps["label"].shape, dtype=bool) if ignore_index is None else maps["label"] != ignore_index
+    caption = [example["name"]] if example.get("name") is not None else []
+    if "prediction" in maps:
+        right = (maps["label"] == maps["prediction"])[counted]
+        caption.append(
+            f"{right.mean():.1%} of the labelled pixels are right" if right.size else "no pixel is labelled"
         )
-    counted = np.ones(label.shape, dtype=bool) if ignore_index is None else label != ignore_index
-    right = (label == prediction)[counted]
-    accuracy = f"{right.mean():.1%} of the labelled pixels are right" if right.size else "no pixel is labelled"
-    caption = ": ".join(str(part) for part in (example.get("name"), accuracy) if part is not None)
+    maps["label"] = np.where(counted, maps["label"], -1)
 
     scale = min(PICTURE_HEIGHT / image.height, MAX_PICTURE_WIDTH / image.width)
     size = max(1, round(scale * image.width)), max(1, round(scale * image.height))
     image = image.resize(size, Image.Resampling.BILINEAR)
-    label, prediction = (
-        draw_segmentation(image, _resize_nearest(ids, size), class_names)
-        for ids in (np.where(counted, label, -1), prediction)
-    )
-    return caption, (image, label, prediction)
+    drawn = [draw_segmentation(image, _resize_nearest(ids, size), class_names) for ids in maps.values()]
+    return ": ".join(map(str, caption)), [image, *drawn]
 
 
 def _resize_nearest(ids: np.ndarray, size: tuple[int, int]) -> np.ndarray:
