@@ -21,7 +21,14 @@ def three_images(monkeypatch):
 
 
 def run(tmp_path, *arguments, workers=0):
-    fixed = ["--data_root", str(tmp_path), "--output_dir", str(tmp_path / "pages"), "--num_workers", str(workers)]
+    fixed = [
+        "--data_root",
+        str(tmp_path),
+        "--output_dir",
+        str(tmp_path / "pages"),
+        "--dataloader_num_workers",
+        str(workers),
+    ]
     return check_benchmark_data.main([*fixed, *arguments])
 
 

@@ -334,13 +334,13 @@ def test_batch_size_by_default(command, tmp_path, capsys):
 
 
 def test_terminated_while_it_evaluates(evaluating, tmp_path, monkeypatch):
-    process = evaluation._Collator.__call__
+    segment = evaluation.segment_images
 
-    def terminate(collator, examples):
+    def terminate(*arguments, **options):
         os.kill(os.getpid(), signal.SIGTERM)
-        return process(collator, examples)
+        return segment(*arguments, **options)
 
-    monkeypatch.setattr(evaluation._Collator, "__call__", terminate)
+    monkeypatch.setattr(evaluation, "segment_images", terminate)
     handler = signal.getsignal(signal.SIGTERM)
     output = tmp_path / "out"
     arguments = [*evaluating, "--eval_steps", 1, "--output_dir", output, "--resume_from_checkpoint", "latest"]

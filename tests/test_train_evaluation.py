@@ -1,17 +1,15 @@
 """Evaluation during and after training: every picture once, at its own size."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 
-from catseg_training import evaluation
 from catseg_training.data.examples import EvaluationImages
 from catseg_training.data.sources import load_segmentation_data
 from catseg_training.evaluation import evaluate_model
+from catseg_training.inference import Share, load_batches
 from catseg_training.model import load_checkpoint
 from metrics.mean_iou.mean_iou import ConfusionMatrix
 from tiny_training import CLASSES, save_checkpoint, write_pairs
@@ -69,13 +67,11 @@ def test_scores(sliding_window, batch_size, loaded, images, accelerator):
 
 @pytest.mark.parametrize("world_size, batch_size", [(2, 1), (2, 2), (3, 1), (4, 2), (7, 1)])
 def test_shared_by_processes(world_size, batch_size, loaded, images):
-    """Every picture counts in one process, and all have as many batches."""
+    """Every picture counts in one process, and all run the model as often."""
     counted, num_batches = [], set()
     for rank in range(world_size):
-        process = SimpleNamespace(num_processes=world_size, process_index=rank, is_main_process=False)
-        batches = list(evaluation._batches(images, loaded[1], process, False, batch_size, 0))
-        num_batches.add(len(batches))
-        assert all(len(inputs["pixel_values"]) == batch_size for inputs, _ in batches)
+        batches = list(load_batches(images, Share(rank, world_size), batch_size, num_workers=0, prepare=len))
+        num_batches.add(tuple(number for number, _ in batches))
         counted += [example["name"] for _, examples in batches for example in examples]
     assert len(num_batches) == 1
     assert sorted(counted) == sorted(images[index]["name"] for index in range(len(images)))

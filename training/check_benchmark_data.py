@@ -108,7 +108,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--output_dir", type=Path, default=Path("benchmark_data"), help="for the pages (%(default)s)")
     parser.add_argument("--read_all", action="store_true", help="read every image and label")
-    parser.add_argument("--num_workers", type=int, default=2, help="processes that read (%(default)s)")
+    parser.add_argument("--dataloader_num_workers", type=int, default=2, help="processes that read (%(default)s)")
     args = parser.parse_args(arguments)
     try:
         benchmarks = [find_benchmark(name) for name in args.benchmarks]
@@ -118,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     is_complete = True
     for benchmark in benchmarks:
         page = args.output_dir / f"{benchmark.name}.png"
-        check = check_benchmark(benchmark, args.data_root, page, args.read_all, args.num_workers)
+        check = check_benchmark(benchmark, args.data_root, page, args.read_all, args.dataloader_num_workers)
         print(check)
         is_complete &= not check.problems
     return 0 if is_complete else 1

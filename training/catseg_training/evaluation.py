@@ -1,22 +1,21 @@
 """Evaluation at the labels' own size, shared between processes, with the sliding window or without."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import evaluate
+import numpy as np
 import torch
 from accelerate import Accelerator
-from PIL import Image
 from torch import nn
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from catseg_hf import CATSegProcessor
 from metrics.mean_iou.mean_iou import ConfusionMatrix
 
 from .data.examples import EvaluationImages
-from .interruption import shield_worker
+from .inference import Share, Views, segment_images
 
 
 METRICS = ("confusion_matrix", "mean_iou")
@@ -44,8 +43,8 @@ class SummedConfusionMatrix:
         self.counts = ConfusionMatrix(num_labels, ignore_index)
         self.accelerator = accelerator
 
-    def update(self, prediction: torch.Tensor, label: Any):
-        self.counts.update(prediction.numpy(), label)
+    def update(self, prediction: np.ndarray, label: np.ndarray):
+        self.counts.update(prediction, label)
 
     def scores(self) -> dict[str, Any]:
         if self.accelerator.num_processes > 1:
@@ -63,8 +62,8 @@ class HubMeanIou:
             "mean_iou", num_process=accelerator.num_processes, process_id=accelerator.process_index
         )
 
-    def update(self, prediction: torch.Tensor, label: Any):
-        self.metric.add_batch(predictions=[prediction.numpy()], references=[label])
+    def update(self, prediction: np.ndarray, label: np.ndarray):
+        self.metric.add_batch(predictions=[prediction], references=[label])
 
     def scores(self) -> dict[str, Any]:
         return self.metric.compute(**self.arguments) or {}
@@ -94,10 +93,10 @@ def evaluate_model(
         accelerator (`Accelerator`): Whose processes all call this together.
         num_labels (`int`), ignore_index (`int`): Number of classes, and the label of pixels that do not count.
         sliding_window (`bool`): Whether to average windows and a global view.
-        batch_size (`int`): Pictures in a forward pass.
+        batch_size (`int`): Pictures that are loaded at a time; the scores do not depend on it.
         metric (`"confusion_matrix"` or `"mean_iou"`): This project's, or evaluate's from the Hub.
         num_workers (`int`): Processes that prepare pictures.
-        stop (`Callable[[], bool]`): Asked before every batch, in all processes together.
+        stop (`Callable[[], bool]`): Asked after every batch, in all processes together.
 
     Returns:
         [`Evaluation`], or `None` if `stop` said so.
@@ -106,61 +105,29 @@ def evaluate_model(
     result = Evaluation(num_examples=len(dataset))
     was_training = model.training
     model.eval()
+    share = Share(accelerator.process_index, accelerator.num_processes)
+    batches = segment_images(
+        model,
+        processor,
+        dataset,
+        accelerator.device,
+        views=Views(sliding_window),
+        share=share,
+        batch_size=batch_size,
+        num_workers=num_workers,
+    )
+    total = len(share.batches(len(dataset), batch_size))
     try:
-        for inputs, examples in _batches(dataset, processor, accelerator, sliding_window, batch_size, num_workers):
+        for examples in tqdm(
+            batches, desc="Evaluating", total=total, leave=False, disable=not accelerator.is_main_process
+        ):
             if stop():
                 return None
-            with torch.no_grad():
-                outputs = model(**inputs.to(accelerator.device), sliding_window=sliding_window)
-            sizes = [example["label"].shape for example in examples]
-            # The last batch may have fewer pictures than inputs: see `_batches`.
-            outputs.logits = outputs.logits[: len(sizes)]
-            predictions = processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)
-            for example, prediction in zip(examples, predictions, strict=True):
-                prediction = prediction.cpu()
-                counts.update(prediction, example["label"])
+            for example in examples:
+                counts.update(example["prediction"], example["label"])
                 if len(result.examples) < NUM_KEPT_EXAMPLES:
-                    result.examples.append(example | {"prediction": prediction.numpy()})
+                    result.examples.append(example)
     finally:
         model.train(was_training)
     result.scores = counts.scores()
     return result
-
-
-def _batches(
-    dataset: EvaluationImages,
-    processor: CATSegProcessor,
-    accelerator: Accelerator,
-    sliding_window: bool,
-    batch_size: int,
-    num_workers: int,
-) -> Iterable[tuple[Any, list[dict[str, Any]]]]:
-    """
-    Inputs of this process's pictures, and these. All processes get as many batches, since sharded models run only
-    together: where the pictures do not suffice, the last one is put in again among the inputs, but not the examples.
-    """
-    world_size, rank = accelerator.num_processes, accelerator.process_index
-    starts = range(rank * batch_size, len(dataset) + rank * batch_size, world_size * batch_size)
-    indices = [range(start, start + batch_size) for start in starts]
-    loader = DataLoader(
-        dataset,
-        batch_sampler=[[min(index, len(dataset) - 1) for index in batch] for batch in indices],
-        collate_fn=_Collator(processor, sliding_window),
-        num_workers=num_workers,
-        worker_init_fn=shield_worker,
-    )
-    progress = tqdm(loader, desc="Evaluating", leave=False, disable=not accelerator.is_main_process)
-    for batch, (inputs, examples) in zip(indices, progress, strict=True):
-        yield inputs, examples[: max(0, len(dataset) - batch.start)]
-
-
-class _Collator:
-    """Prepares a batch where it is loaded."""
-
-    def __init__(self, processor: CATSegProcessor, sliding_window: bool):
-        self.processor = processor
-        self.sliding_window = sliding_window
-
-    def __call__(self, examples: list[dict[str, Any]]) -> tuple[Any, list[dict[str, Any]]]:
-        images = [Image.fromarray(example["image"]) for example in examples]
-        return self.processor(images=images, sliding_window=self.sliding_window), examples

@@ -156,6 +156,8 @@ def _vocabulary(path: Path, value: Any) -> tuple[str, ...]:
         return tuple(load_vocabulary(value))
     if not isinstance(value, list) or not value or not all(isinstance(label, str) for label in value):
         raise BenchmarkError(f"{path}: 'vocabulary' must be a list of names or the name of a vocabulary.")
+    if repeated := [label for label in value if value.count(label) > 1]:
+        raise BenchmarkError(f"{path}: the vocabulary has the name {repeated[0]!r} more than once.")
     return tuple(value)
 
 

@@ -41,11 +41,11 @@ def write_results(output_dir: str | os.PathLike, results: Mapping[str, Any], cla
     output_dir = Path(output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     classes = _class_rows(results, class_names) if "per_category_iou" in results else []
-    _write_json(output_dir / "all_results.json", results)
+    write_json(output_dir / "all_results.json", results)
     if classes:
-        _write_json(output_dir / "per_class_iou.json", classes)
+        write_json(output_dir / "per_class_iou.json", classes)
         replace_file(output_dir / "per_class_iou.csv", lambda path: _write_csv(path, classes))
-        _save_figure(class_chart(classes), output_dir / "per_class_iou.png")
+        save_figure(class_chart(classes), output_dir / "per_class_iou.png")
 
 
 def prediction_grid(
@@ -137,7 +137,7 @@ def plot_curves(history: Iterable[Mapping[str, float]], path: str | os.PathLike)
     """
     figure = curves_chart(history)
     if figure is not None:
-        _save_figure(figure, Path(path))
+        save_figure(figure, Path(path))
 
 
 def replace_file(path: Path, write: Callable[[Path], Any]):
@@ -166,7 +166,8 @@ def _to_floats(values: Any) -> list[float]:
     return [math.nan if value is None else float(value) for value in values]
 
 
-def _write_json(path: Path, value: Any):
+def write_json(path: Path, value: Any):
+    """Writes nested mappings and lists, numpy and torch values among them. NaN and infinities become null."""
     text = json.dumps(_to_json(value), indent=2, ensure_ascii=False, allow_nan=False)
     replace_file(path, lambda aside: aside.write_text(text + "\n", encoding="utf-8"))
 
@@ -191,5 +192,6 @@ def _write_csv(path: Path, classes: Sequence[Mapping[str, Any]]):
             writer.writerow({name: "" if value != value else value for name, value in row.items()})
 
 
-def _save_figure(figure: Figure, path: Path):
+def save_figure(figure: Figure, path: Path):
+    """Writes a figure as a PNG file."""
     replace_file(path, lambda aside: figure.savefig(aside, dpi=120, format="png"))

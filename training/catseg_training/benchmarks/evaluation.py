@@ -1,0 +1,194 @@
+"""One benchmark from its files to its results."""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from ..inference import ALONE, Share
+from .description import Benchmark
+from .files import BenchmarkFiles
+from .images import BenchmarkImages
+from .predictions import prediction_file, save_prediction
+from .predictors import FilePredictor, ModelPredictor
+from .tally import Tally
+
+
+logger = logging.getLogger(__name__)
+
+# The rule behind the published figures: detectron2's since July 2022.
+PUBLISHED_RULE = "mean_iou_present"
+RULES = {
+    "mean_iou_present": "mean over the classes that occur in the labels (detectron2 since July 2022, the paper)",
+    "mean_iou": "mean over the classes that occur in labels or predictions (evaluate, mmsegmentation)",
+}
+# Images that are drawn, of the best and of the worst.
+NUM_DRAWN = 4
+SECONDS_BETWEEN_SCORES = 1.0
+
+
+@dataclass
+class BenchmarkResult:
+    """
+    Attributes:
+        benchmark ([`Benchmark`]): What was evaluated.
+        values (`dict`): The metric's scores, counts of images and pixels, and what they were made with.
+        matrix (`np.ndarray` of shape `(C, C)`): Pixels by label and prediction.
+        rows (`list[dict]`): Scores of each image, or its `problem`.
+        best, worst (`list[dict]`): Examples with their predictions.
+    """
+
+    benchmark: Benchmark
+    values: dict[str, Any]
+    matrix: np.ndarray
+    rows: list[dict[str, Any]]
+    best: list[dict[str, Any]]
+    worst: list[dict[str, Any]]
+
+
+def evaluate_benchmark(
+    benchmark: Benchmark,
+    files: BenchmarkFiles,
+    predictor: ModelPredictor | FilePredictor,
+    accelerator: Accelerator,
+    tally_dir: Path,
+    *,
+    resume: bool = False,
+    predictions_dir: Path | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> BenchmarkResult | None:
+    """
+    Scores predictions for a benchmark's images. All processes call this together.
+
+    Args:
+        benchmark ([`Benchmark`]), files ([`BenchmarkFiles`]): The benchmark, and where its images lie.
+        predictor ([`ModelPredictor`] or [`FilePredictor`]): Where predictions come from.
+        accelerator (`Accelerator`): Tells which process this is.
+        tally_dir (`Path`): Folder for what was counted, seen by all processes.
+        resume (`bool`): Whether to go on with what is there.
+        predictions_dir (`Path`, *optional*): Folder to save predictions in.
+        stop (`Callable[[], bool]`): Asked after every batch, in all processes together.
+
+    Returns:
+        [`BenchmarkResult`]: On the main process. None on the others, or if `stop` said so.
+
+    Raises:
+        BenchmarkError: If there are counts of another evaluation.
+    """
+    images = BenchmarkImages(benchmark, files.files)
+    tally = Tally(benchmark, tally_dir)
+    run = {"num_images": len(images), "images": _names_digest(files), "benchmark": _digest(benchmark)}
+    run |= predictor.identity
+    tally.check(run, resume)
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        tally.prepare(run, resume)
+    accelerator.wait_for_everyone()
+    tally.load()
+
+    predictor.prepare(benchmark)
+    share = Share(accelerator.process_index, accelerator.num_processes)
+    indices = tally.remaining(len(images))
+    start, was_stopped, scored_at = time.perf_counter(), False, 0.0
+    with tqdm(
+        desc=benchmark.name,
+        total=len(images),
+        initial=len(images) - len(indices),
+        unit="image",
+        disable=not accelerator.is_main_process,
+    ) as progress:
+        for examples in predictor.batches(images, indices, share):
+            for example in examples:
+                if predictions_dir is not None and "prediction" in example:
+                    file = prediction_file(predictions_dir, benchmark.name, example["name"])
+                    save_prediction(file, example["prediction"], len(benchmark.class_names))
+                tally.add(example)
+            tally.write_part()
+            progress.update(min(share.world_size * len(examples), len(images) - progress.n))
+            if accelerator.is_main_process and time.perf_counter() - scored_at > SECONDS_BETWEEN_SCORES:
+                scored_at = time.perf_counter()
+                progress.set_postfix(mIoU=f"{tally.scores()[PUBLISHED_RULE]:.1%}")
+            if stop():
+                was_stopped = True
+                break
+    tally.write_part(at_once=True)
+    accelerator.wait_for_everyone()
+    if was_stopped or not accelerator.is_main_process:
+        return None
+    seconds = time.perf_counter() - start
+    tally.load()
+    values = _values(benchmark, tally) | {
+        "num_images_expected": benchmark.num_images or len(images),
+        "seconds": seconds,
+        "images_per_second": len(indices) / seconds,
+        "settings": predictor.identity,
+    }
+    order = _by_score(tally.rows)
+    best, worst = order[:NUM_DRAWN], order[: -NUM_DRAWN - 1 : -1]
+    drawn = {
+        example["index"]: example
+        for examples in predictor.batches(images, sorted({*best, *worst}), ALONE)
+        for example in examples
+        if "prediction" in example
+    }
+    return BenchmarkResult(
+        benchmark,
+        values,
+        tally.matrix,
+        tally.rows,
+        best=[drawn[index] for index in best if index in drawn],
+        worst=[drawn[index] for index in worst if index in drawn],
+    )
+
+
+def _values(benchmark: Benchmark, tally: Tally) -> dict[str, Any]:
+    """Scores, and what they cover."""
+    scores = tally.scores()
+    scored = [row for row in tally.rows if "problem" not in row]
+    skipped = [row for row in scored if benchmark.skips_unlabelled and row["num_pixels"] == 0]
+    left_out = [{"name": row["name"], "problem": row["problem"]} for row in tally.rows if "problem" in row]
+    num_pixels = sum(row["num_pixels"] for row in scored)
+    return {
+        "title": benchmark.title,
+        **{name: value for name, value in scores.items() if isinstance(value, float)},
+        "num_images": len(scored) - len(skipped),
+        "num_images_skipped": len(skipped),
+        "num_images_left_out": len(left_out),
+        "left_out": left_out,
+        "num_pixels": num_pixels,
+        "num_ignored_pixels": sum(row["height"] * row["width"] for row in scored) - num_pixels,
+        "rules": RULES,
+        "published_rule": PUBLISHED_RULE,
+        "published_percent": dict(benchmark.published),
+        "per_category_iou": scores["per_category_iou"],
+        "per_category_accuracy": scores["per_category_accuracy"],
+    }
+
+
+def _by_score(rows: list[Mapping[str, Any]]) -> list[int]:
+    """Indices of the images with a pixel that counts, the best first."""
+    scored = [row for row in rows if row.get("num_pixels")]
+    return [row["index"] for row in sorted(scored, key=lambda row: (-row[PUBLISHED_RULE], row["index"]))]
+
+
+def _names_digest(files: BenchmarkFiles) -> str:
+    names = "\n".join(file.name for file in files.files)
+    return hashlib.sha256(names.encode()).hexdigest()
+
+
+def _digest(benchmark: Benchmark) -> str:
+    """Of what changes its scores."""
+    fields = (
+        *("name", "vocabulary", "background", "ignore_index", "ignores_other_ids", "label_format"),
+        *("max_shortest_edge", "skips_unlabelled"),
+    )
+    values = {name: getattr(benchmark, name) for name in fields} | {"label_map": sorted(benchmark.label_map.items())}
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()
