@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from measure import ARCHITECTURES, build_model, literal, measure, random_inputs, write_result
+import catseg_literal
+from measure import ARCHITECTURES, build_model, measure, random_inputs, write_result
 
 
 def main():
@@ -39,8 +40,8 @@ def main():
 
     def run_reference() -> torch.Tensor:
         if arguments.sliding_window:
-            return literal.literal_sliding_window(model, pixel_values, None, text_embeds).logit()
-        return literal.literal_logits(model, pixel_values, text_embeds)
+            return catseg_literal.literal_sliding_window(model, pixel_values, None, text_embeds).logit()
+        return catseg_literal.literal_logits(model, pixel_values, text_embeds)
 
     with torch.inference_mode():
         reference_seconds, reference_peak, expected = measure(

@@ -4,7 +4,6 @@ import ctypes
 import gc
 import json
 import platform
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,11 +17,6 @@ from catseg_hf import CATSegConfig, CATSegForSemanticSegmentation
 
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "training")]
-import literal  # noqa: E402, F401  (the reference)
-import optimization  # noqa: E402, F401
-
-
 Output = TypeVar("Output")
 ARCHITECTURES = ("base", "large", "tiny")
 

@@ -21,6 +21,7 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from catseg_hf.errors import UserError, first_line
 from original_architecture import listing
 
 
@@ -37,22 +38,22 @@ def open_checkpoint(path: str | os.PathLike) -> Mapping[str, Any]:
     Where the format allows, tensors stay on disk until they are used.
 
     Raises:
-        ValueError: With one sentence, if the file is missing, truncated, of another kind, or wants to run code.
+        UserError: With one sentence, if the file is missing, truncated, of another kind, or wants to run code.
     """
     path = Path(path)
     if path.is_dir():
-        raise ValueError(f"{path} is a folder: name the checkpoint file in it.")
+        raise UserError(f"{path} is a folder: name the checkpoint file in it.")
     if not path.exists():
-        raise ValueError(f"There is no file {path}.")
+        raise UserError(f"There is no file {path}.")
     try:
         with path.open("rb") as file:
             start = file.read(1024)
     except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror}.") from None
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from None
     if not start:
-        raise ValueError(f"{path} is empty: its download must have failed, fetch it again.")
+        raise UserError(f"{path} is empty: its download must have failed, fetch it again.")
     if start.startswith(b"version https://git-lfs"):
-        raise ValueError(f"{path} is a Git LFS pointer and not the file itself: fetch it with `git lfs pull`.")
+        raise UserError(f"{path} is a Git LFS pointer and not the file itself: fetch it with `git lfs pull`.")
     if start[8:9] == b"{" or path.suffix == ".safetensors":
         return _open_safetensors(path)
     if start.startswith(ZIP_MAGIC):
@@ -60,32 +61,30 @@ def open_checkpoint(path: str | os.PathLike) -> Mapping[str, Any]:
     if start.startswith(PICKLE_MAGIC):
         return _open_pickle(path, mmap=False)
     hint = ", but a web page" if start.lstrip()[:1] == b"<" else ""
-    raise ValueError(f"{path} is not a checkpoint of PyTorch or safetensors{hint}.")
+    raise UserError(f"{path} is not a checkpoint of PyTorch or safetensors{hint}.")
 
 
 def _open_safetensors(path: Path) -> Mapping[str, Any]:
     try:
         return load_file(path)
     except (SafetensorError, ValueError, OSError) as error:
-        raise ValueError(
-            f"{path} is truncated, damaged or not a safetensors file: fetch it again ({error})."
-        ) from None
+        raise UserError(f"{path} is truncated, damaged or not a safetensors file: fetch it again ({error}).") from None
 
 
 def _open_zip(path: Path) -> Mapping[str, Any]:
     if not zipfile.is_zipfile(path):
-        raise ValueError(
+        raise UserError(
             f"{path} is truncated: it begins as a checkpoint but ends too early, after {path.stat().st_size:,} bytes. "
             "Fetch it again."
         )
     with zipfile.ZipFile(path) as archive:
         names = archive.namelist()
     if any("/code/" in name for name in names):
-        raise ValueError(
+        raise UserError(
             f"{path} is a TorchScript archive, as OpenAI's plain CLIP weights are, and not a checkpoint of CAT-Seg."
         )
     if not any(name.endswith("data.pkl") for name in names):
-        raise ValueError(f"{path} is a zip archive, but not a checkpoint of PyTorch.")
+        raise UserError(f"{path} is a zip archive, but not a checkpoint of PyTorch.")
     return _open_pickle(path, mmap=True)
 
 
@@ -93,13 +92,11 @@ def _open_pickle(path: Path, mmap: bool) -> Mapping[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError:
-        raise ValueError(_refusal(path)) from None
+        raise UserError(_refusal(path)) from None
     except Exception as error:  # torch raises all kinds for damaged files
-        raise ValueError(
-            f"{path} is truncated or damaged: fetch it again ({_first_line(error) or type(error).__name__})."
-        ) from None
+        raise UserError(f"{path} is truncated or damaged: fetch it again ({first_line(error)}).") from None
     if not isinstance(checkpoint, Mapping):
-        raise ValueError(f"{path} holds a {type(checkpoint).__name__} and not the named tensors of a checkpoint.")
+        raise UserError(f"{path} holds a {type(checkpoint).__name__} and not the named tensors of a checkpoint.")
     return checkpoint
 
 
@@ -133,17 +130,13 @@ def _called_names(path: Path) -> list[str]:
     return sorted(name for name in names if not name.startswith(("torch.", "collections.")))
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0]
-
-
 def download_checkpoint(variant: str) -> Path:
     """
     The released checkpoint, "base" or "large", from the authors' Space on the Hub: through the cache, resuming when
     the connection breaks. HF_ENDPOINT, HF_HOME, HF_TOKEN and HF_HUB_OFFLINE are respected.
 
     Raises:
-        ValueError: With one sentence, if it cannot be had.
+        UserError: With one sentence, if it cannot be had.
     """
     filename = VARIANTS[variant]
     source = f"{filename} of the Space {RELEASE}"
@@ -164,5 +157,5 @@ def download_checkpoint(variant: str) -> Path:
     except HfHubHTTPError as error:
         reason = f"{endpoint} answered with status {error.response.status_code}"
     except Exception as error:  # the transport's own errors, whichever HTTP library it uses
-        reason = f"{_first_line(error) or type(error).__name__}. Run the same command again"
-    raise ValueError(f"Could not download {source}: {reason}.")
+        reason = f"{first_line(error)}. Run the same command again"
+    raise UserError(f"Could not download {source}: {reason}.")

@@ -10,6 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import CLIPConfig
 
 from catseg_hf import CATSegConfig
+from catseg_hf.errors import UserError
 from original_layout import original_tensors
 
 
@@ -40,7 +41,7 @@ def infer_config(state_dict: Mapping[str, Any]) -> CATSegConfig:
         [`CATSegConfig`], with COCO-Stuff's labels.
 
     Raises:
-        ValueError: If it is no checkpoint of CAT-Seg, or what it describes cannot work.
+        UserError: If it is no checkpoint of CAT-Seg, or what it describes cannot work.
     """
     tensors = original_tensors(state_dict)
     refuse_other_models(tensors)
@@ -98,7 +99,7 @@ def infer_config(state_dict: Mapping[str, Any]) -> CATSegConfig:
         ],
     }
     if shapes.unreadable:
-        raise ValueError(f"The checkpoint lacks tensors that tell its architecture: {listing(shapes.unreadable)}")
+        raise UserError(f"The checkpoint lacks tensors that tell its architecture: {listing(shapes.unreadable)}")
 
     feature_size, window_size = DEFAULT_FEATURE_SIZE, DEFAULT_WINDOW_SIZE
     for num_windows, num_tokens, _ in shapes.ending_with(".block_2.attn_mask"):
@@ -128,7 +129,7 @@ def infer_config(state_dict: Mapping[str, Any]) -> CATSegConfig:
             **fields,
         )
     except StrictDataclassError as error:
-        raise ValueError(
+        raise UserError(
             f"The tensors' shapes describe an architecture that cannot work: {error.__cause__ or error}"
         ) from None
 
@@ -189,7 +190,7 @@ def refuse_other_models(keys: Iterable[str]):
     Tells checkpoints of other models by the names of their tensors.
 
     Raises:
-        ValueError: If these are not the names of CAT-Seg (CVPR 2024), with a sentence that says what they are.
+        UserError: If these are not the names of CAT-Seg (CVPR 2024), with a sentence that says what they are.
     """
     keys = list(keys)
 
@@ -220,7 +221,7 @@ def refuse_other_models(keys: Iterable[str]):
         kind = "This is a checkpoint of another model: CAT-Seg's tensors begin with `sem_seg_head.predictor.`"
     else:
         kind = "There are no tensors in this file"
-    raise ValueError(f"{kind}{examples}.")
+    raise UserError(f"{kind}{examples}.")
 
 
 def listing(names: Iterable[str], limit: int = 10) -> str:

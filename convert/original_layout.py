@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from catseg_hf import CATSegConfig
+from catseg_hf.errors import UserError
 
 
 Transform = Callable[[torch.Tensor, CATSegConfig], Sequence[torch.Tensor]]
@@ -164,7 +165,7 @@ def original_tensors(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     `module.` of distributed training.
 
     Raises:
-        ValueError: If two names become the same, or something else than a tensor stands among them.
+        UserError: If two names become the same, or something else than a tensor stands among them.
     """
     for wrapper in ("model", "state_dict"):
         if isinstance(checkpoint.get(wrapper), Mapping):
@@ -174,9 +175,9 @@ def original_tensors(checkpoint: Mapping[str, Any]) -> dict[str, torch.Tensor]:
     for key, tensor in checkpoint.items():
         name = re.sub(r"^(module\.)+", "", str(key))
         if name in tensors:
-            raise ValueError(f"The checkpoint has {name!r} twice, with and without `module.` in front.")
+            raise UserError(f"The checkpoint has {name!r} twice, with and without `module.` in front.")
         if not isinstance(tensor, torch.Tensor):
-            raise ValueError(f"The checkpoint's {key!r} is a {type(tensor).__name__} and not a tensor.")
+            raise UserError(f"The checkpoint's {key!r} is a {type(tensor).__name__} and not a tensor.")
         tensors[name] = tensor
     return tensors
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from catseg_hf import CATSegConfig, CATSegForSemanticSegmentation
+from catseg_hf.errors import UserError
 from original_architecture import refuse_other_models
 from original_layout import DROPPED, RULES, original_tensors, source_names
 
@@ -29,7 +30,7 @@ def convert_state_dict(state_dict: Mapping[str, Any], config: CATSegConfig) -> d
         `dict[str, torch.Tensor]`: Every parameter of the model.
 
     Raises:
-        ValueError: If tensors are of no known use, missing, of another shape or not finite, with their names; or if it
+        UserError: If tensors are of no known use, missing, of another shape or not finite, with their names; or if it
         is a checkpoint of another model.
     """
     tensors = original_tensors(state_dict)
@@ -56,7 +57,7 @@ def convert_state_dict(state_dict: Mapping[str, Any], config: CATSegConfig) -> d
     if missing := expected.keys() - converted.keys():
         problems["missing"] = _sources(missing, config)
     if problems:
-        raise ValueError(_describe(problems))
+        raise UserError(_describe(problems))
     return {name: part.contiguous() for name, part in converted.items()}
 
 
@@ -107,12 +108,12 @@ def build_model(converted: dict[str, torch.Tensor], config: CATSegConfig) -> CAT
     The model with these parameters themselves (not copies), at evaluation, and with no vocabulary yet.
 
     Raises:
-        ValueError: If they are not exactly the parameters that the architecture has.
+        UserError: If they are not exactly the parameters that the architecture has.
     """
     given, expected = {name: tensor.shape for name, tensor in converted.items()}, expected_shapes(config)
     if wrong := sorted(name for name in expected.keys() | given.keys() if expected.get(name) != given.get(name)):
         details = [f"{name}: {given.get(name)} instead of {expected.get(name)}" for name in wrong[:MAX_LISTED]]
-        raise ValueError(f"{len(wrong)} parameters do not fit the architecture: {details}")
+        raise UserError(f"{len(wrong)} parameters do not fit the architecture: {details}")
     with torch.device("meta"):
         model = CATSegForSemanticSegmentation(config)
     model.load_state_dict(converted, strict=False, assign=True)

@@ -1,14 +1,12 @@
 """Compares a converted folder, loaded as its users will load it, with the tests' literal implementation."""
 
-import importlib.util
 import os
-from pathlib import Path
-from types import ModuleType
 
 import torch
 import torch.nn.functional as F
 from transformers import AutoConfig, AutoModelForSemanticSegmentation
 
+import catseg_literal
 from catseg_hf import CATSegForSemanticSegmentation
 
 
@@ -17,17 +15,6 @@ NUM_CLASSES = 3
 # Fewer padded classes than the released 256 keep the literal implementation, which builds every one, small. Both sides
 # use the same number, and all weights take part.
 NUM_CLASS_TOKENS = 16
-LITERAL = Path(__file__).resolve().parent.parent / "tests" / "literal.py"
-
-
-def literal_implementation() -> ModuleType | None:
-    """The tests' literal implementation, or `None` if the tests were not cloned with this script."""
-    if not LITERAL.is_file():
-        return None
-    spec = importlib.util.spec_from_file_location("catseg_literal", LITERAL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def fixed_inputs(model: CATSegForSemanticSegmentation) -> tuple[torch.Tensor, torch.Tensor]:
@@ -45,41 +32,32 @@ def fixed_inputs(model: CATSegForSemanticSegmentation) -> tuple[torch.Tensor, to
 
 
 @torch.no_grad()
-def literal_logits(model: CATSegForSemanticSegmentation) -> torch.Tensor | None:
+def literal_logits(model: CATSegForSemanticSegmentation) -> torch.Tensor:
     """
-    Logits `(1, T, h, w)` of the fixed inputs by the literal implementation with the weights of `model`, in float32;
-    `None` without that implementation.
+    Logits `(1, T, h, w)` of the fixed inputs by the literal implementation with the weights of `model`, in float32.
     """
-    literal = literal_implementation()
-    if literal is None:
-        return None
     pixel_values, input_ids = fixed_inputs(model)
     text_embeds = _text_embeds(model, input_ids)
     num_class_tokens = model.config.num_class_tokens
     model.config.num_class_tokens = min(num_class_tokens, NUM_CLASS_TOKENS)
     try:
-        return literal.literal_logits(model, pixel_values, text_embeds)
+        return catseg_literal.literal_logits(model, pixel_values, text_embeds)
     finally:
         model.config.num_class_tokens = num_class_tokens
 
 
 @torch.no_grad()
-def largest_difference(folder: str | os.PathLike, expected: torch.Tensor | None = None) -> float | None:
+def largest_difference(folder: str | os.PathLike, expected: torch.Tensor | None = None) -> float:
     """
     How far the logits of the model in `folder` are from `expected`, or if not given from those that the literal
     implementation computes with the folder's own weights. The folder is loaded with the Auto classes in float32,
     whatever it is stored in, so that rounding to half precision is not mistaken for an error.
-
-    Returns:
-        `float`, or `None` without the literal implementation.
     """
     config = AutoConfig.from_pretrained(folder)
     config.num_class_tokens = min(config.num_class_tokens, NUM_CLASS_TOKENS)
     model = AutoModelForSemanticSegmentation.from_pretrained(folder, config=config, dtype=torch.float32).eval()
     if expected is None:
         expected = literal_logits(model)
-    if expected is None:
-        return None
     pixel_values, input_ids = fixed_inputs(model)
     logits = model(pixel_values, input_ids=input_ids, sliding_window=False).logits
     if logits.shape != expected.shape:

@@ -11,6 +11,7 @@ from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 from torch import nn
 
+from catseg_hf.files import replaced_together
 from catseg_training.checkpoints import (
     CheckpointError,
     TrainingState,
@@ -19,7 +20,6 @@ from catseg_training.checkpoints import (
     find_checkpoint,
     remove_checkpoint,
     remove_incomplete,
-    replaced_together,
     save_checkpoint,
     save_unwrapped,
 )

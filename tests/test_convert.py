@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSemanticSegmentation, AutoProcessor
 
 import convert_catseg_original_to_hf as converter
-import verification
 from catseg_hf import CATSegConfig
 from catseg_hf.configuration_catseg import COCO_STUFF_LABELS
 from conftest import FIXTURES
@@ -297,12 +296,6 @@ def test_a_wrong_result_is_not_published(tmp_path, capsys, monkeypatch):
     assert convert(ORIGINAL, tmp_path / "out") == 1
     assert "the conversion is wrong" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
-
-
-def test_without_the_tests_it_says_that_nothing_was_compared(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(verification, "LITERAL", tmp_path / "literal.py")
-    assert convert(ORIGINAL, tmp_path / "out") == 0
-    assert "NOT COMPARED" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import convert_catseg_original_to_hf as converter
-from catseg_hf.output_folder import aside_of, built_aside
+from catseg_hf.files import aside_of, built_aside
 from conftest import FIXTURES
 from tokenizer import TOKENIZER
 

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from catseg_hf import modeling_catseg_aggregation, modeling_catseg_decoder
-from literal import literal_loss
+from catseg_literal import literal_loss
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from transformers import CLIPConfig
 
 from catseg_hf import CATSegConfig, CATSegForSemanticSegmentation, tensor_ops_catseg
 from catseg_hf.modeling_catseg_aggregation import shifted_window_mask, window_partition, window_reverse
-from literal import literal_logits, literal_loss, literal_sliding_window
+from catseg_literal import literal_logits, literal_loss, literal_sliding_window
 
 
 TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-9}

@@ -16,12 +16,15 @@ from huggingface_hub import constants
 from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from transformers import AutoModelForSemanticSegmentation, AutoProcessor
+from transformers import AutoModelForSemanticSegmentation, AutoProcessor, pipeline
 
 import prepare_coco_stuff
 import train
 from catseg_hf import CATSegForSemanticSegmentation, load_vocabulary
+from catseg_hf.cli import load_segmenter
 from catseg_training import evaluation
+from catseg_training.model import load_checkpoint
+from catseg_training.report.hub import published_files
 from coco_stuff_folder import write_coco_stuff_folder
 from hub_server import HubServer
 from tiny_training import CLASSES, QUICK, history, run_train, save_checkpoint, save_clip, weights, write_pairs
@@ -161,39 +164,61 @@ def card(folder: Path) -> str:
     return (folder / "README.md").read_text()
 
 
-def test_lora(evaluating, checkpoint, tmp_path):
+@pytest.fixture(scope="module")
+def lora_run(evaluating, tmp_path_factory) -> Path:
+    """A run with LoRA and a vocabulary of its own, which its start does not have."""
+    folder = tmp_path_factory.mktemp("lora")
+    (folder / "classes.json").write_text(json.dumps(["one", "two", "three", "four", "five"]))
+    options = ["--lora_rank", 2, "--vocabulary", folder / "classes.json", "--eval_steps", "end"]
+    assert run_train(*evaluating, *options, "--learning_rate", 0.01, "--output_dir", folder / "base") == 0
+    return folder / "base"
+
+
+def test_lora_is_saved_merged(lora_run, checkpoint):
+    """The folder loads as any other model, and its adapter gives the same on top of the start."""
     from peft import PeftModel
 
-    output = tmp_path / "out"
-    assert run_train(*evaluating, "--lora_rank", 2, "--eval_steps", "end", "--output_dir", output) == 0
-    assert names(output) >= {"adapter_model.safetensors", "adapter_config.json", "README.md", "processor_config.json"}
-    assert not names(output) & {"model.safetensors", "config.json", "base"}
-    assert (
-        run_train(*evaluating, "--eval_only", "--model_name_or_path", output, "--output_dir", tmp_path / "again") == 0
-    )
-    assert results(tmp_path / "again")["mean_iou"] == pytest.approx(results(output)["mean_iou"], rel=1e-2)
-    base = CATSegForSemanticSegmentation.from_pretrained(checkpoint)
-    PeftModel.from_pretrained(base, output)
-    assert "PeftModel.from_pretrained" in card(output)
+    merged = AutoModelForSemanticSegmentation.from_pretrained(lora_run).eval()
+    assert merged.config.id2label[0] == "one"
+    start = CATSegForSemanticSegmentation.from_pretrained(checkpoint).eval()
+    adapted = PeftModel.from_pretrained(start, lora_run, subfolder="adapter").eval()
+    generator = torch.Generator().manual_seed(1)
+    text_embeds = torch.nn.functional.normalize(torch.randn(5, 1, 32, generator=generator), dim=-1)
+    inputs = {"pixel_values": torch.randn(1, 3, 48, 48, generator=generator), "text_embeds": text_embeds}
+    with torch.inference_mode():
+        torch.testing.assert_close(merged(**inputs).logits, adapted(**inputs).logits, atol=1e-5, rtol=0)
+        start = CATSegForSemanticSegmentation.from_pretrained(checkpoint).eval()
+        assert (merged(**inputs).logits - start(**inputs).logits).abs().max() > 1e-3
+    assert 'subfolder="adapter"' in card(lora_run)
 
 
-def test_lora_keeps_a_base_that_nobody_has(command, tmp_path, monkeypatch):
-    """The adapter is loaded as its card says."""
-    (tmp_path / "classes.json").write_text(json.dumps(["one", "two", "three", "four", "five"]))
-    output = tmp_path / "out"
-    options = ["--lora_rank", 2, "--vocabulary", tmp_path / "classes.json", "--output_dir", output]
-    assert run_train(*command, *options) == 0
-    base = CATSegForSemanticSegmentation.from_pretrained(output / "base")
-    code = card(output).partition("```python\n")[2].partition("```")[0]
-    monkeypatch.chdir(tmp_path)
-    loaded = {}
-    exec(code, loaded)
-    assert loaded["model"].config.id2label[0] == base.config.id2label[0] == "one"
-    trained = load_file(output / "checkpoint-2" / "model.safetensors")
-    name = "decoder.{}head.weight"
-    expected = trained["base_model.model." + name.format("modules_to_save.default.")]
-    assert torch.equal(loaded["model"].state_dict()[name.format("")], expected)
-    assert not torch.equal(base.state_dict()[name.format("")], expected)
+@pytest.mark.parametrize("name", ["{}", "../lora0/base", "base"])
+def test_a_lora_run_does_not_depend_on_the_current_folder(name, lora_run, tmp_path, monkeypatch):
+    """Another model of the name that was once written beside adapters must not be taken for the base."""
+    monkeypatch.chdir(lora_run.parent)
+    (tmp_path / "elsewhere").mkdir()
+    if name == "{}":
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        save_checkpoint(tmp_path / "elsewhere" / "base")
+    name = name.format(lora_run) if "lora0" not in name else os.path.join("..", lora_run.parent.name, "base")
+    labels = {"one", "two", "three", "four", "five"}
+    assert set(AutoModelForSemanticSegmentation.from_pretrained(name).config.id2label.values()) == labels
+    segments = pipeline("image-segmentation", model=name)(Image.new("RGB", (40, 30)))
+    assert {segment["label"] for segment in segments} <= labels
+    assert load_segmenter(name).model.config.id2label[0] == "one"
+    assert load_checkpoint(name)[0].config.id2label[0] == "one"
+
+
+def test_scores_of_a_run_are_those_of_a_later_evaluation(lora_run, evaluating, tmp_path):
+    assert run_train(*evaluating, "--eval_only", "--model_name_or_path", lora_run, "--output_dir", tmp_path / "e") == 0
+    later, earlier = results(tmp_path / "e"), results(lora_run)
+    assert later["per_category_iou"] == earlier["per_category_iou"] and later["mean_iou"] == earlier["mean_iou"]
+    assert later["image_processor"] == earlier["image_processor"] == "CATSegImageProcessorPil"
+
+
+def test_an_adapter_alone_is_no_checkpoint(lora_run, command, tmp_path, capsys):
+    assert run_train(*command, "--model_name_or_path", lora_run / "adapter", "--output_dir", tmp_path / "out") == 1
+    assert "give the folder above it, which holds the merged model" in capsys.readouterr().err
 
 
 def test_output_folder(command, tmp_path, capsys):
@@ -207,10 +232,10 @@ def test_output_folder(command, tmp_path, capsys):
     assert "mine.txt is a file" in capsys.readouterr().err
     (output / "checkpoint-77").mkdir()
     (output / ".checkpoint-2.incomplete").mkdir()
-    (output / "adapter_config.json").touch()
+    (output / "adapter").mkdir()
     assert run_train(*command, "--output_dir", output, "--overwrite_output_dir") == 0
     assert names(output) >= {"mine.txt", "checkpoint-2", "model.safetensors"}
-    assert not names(output) & {"checkpoint-77", ".checkpoint-2.incomplete", "adapter_config.json"}
+    assert not names(output) & {"checkpoint-77", ".checkpoint-2.incomplete", "adapter"}
 
 
 def test_resumed(command, tmp_path, caplog, capsys):
@@ -333,19 +358,20 @@ def test_batch_size_by_default(command, tmp_path, capsys):
     assert "4 pictures a step cannot be shared" in capsys.readouterr().err
 
 
-def test_terminated_while_it_evaluates(evaluating, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_told_to_stop_while_it_evaluates(number, status, evaluating, tmp_path, monkeypatch):
     segment = evaluation.segment_images
 
     def terminate(*arguments, **options):
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         return segment(*arguments, **options)
 
     monkeypatch.setattr(evaluation, "segment_images", terminate)
-    handler = signal.getsignal(signal.SIGTERM)
+    handler = signal.getsignal(number)
     output = tmp_path / "out"
     arguments = [*evaluating, "--eval_steps", 1, "--output_dir", output, "--resume_from_checkpoint", "latest"]
-    assert run_train(*arguments) == 143
-    assert signal.getsignal(signal.SIGTERM) is handler
+    assert run_train(*arguments) == status
+    assert signal.getsignal(number) is handler
     assert names(output) == {"checkpoint-1"}
     monkeypatch.undo()
     assert run_train(*arguments) == 0
@@ -406,18 +432,39 @@ def hub(tmp_path, monkeypatch):
         yield hub
 
 
-def test_upload(hub, evaluating, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("shows_examples", [True, False])
+def test_upload(shows_examples, hub, evaluating, tmp_path, monkeypatch):
     options = ["--push_to_hub", "--hub_private_repo", "--hub_token", hub.token, "--report_to", "tensorboard"]
+    options += [] if shows_examples else ["--no-example_images"]
     output = tmp_path / "catseg-tiny"
-    assert run_train(*evaluating, *options, "--eval_steps", "end", "--output_dir", output) == 0
+    output.mkdir()
+    (output / "diary.txt").write_text("my own")
+    assert (
+        run_train(*evaluating, *options, "--overwrite_output_dir", "--eval_steps", "end", "--output_dir", output) == 0
+    )
     repository = hub.repositories["models", "tester/catseg-tiny"]
     assert repository.private
-    expected = {name for name in names(output) if (output / name).is_file()}
-    assert set(repository.files) == expected >= {"model.safetensors", "README.md", "modeling_catseg.py"}
+    assert set(repository.files) >= {"model.safetensors", "README.md", "modeling_catseg.py", "tokenizer.json"}
+    assert not set(repository.files) & {"diary.txt", "training_state.json"}
+    assert all(path in repository.files for path in ("predictions.png",)) == shows_examples
+    assert ("predictions.png" in card(output)) == shows_examples
     assert repository.files["model.safetensors"] == (output / "model.safetensors").read_bytes()
     assert 'model="tester/catseg-tiny"' in card(output)
-    written = [path for path in output.rglob("*") if path.is_file() and hub.token.encode() in path.read_bytes()]
-    assert written == []
+    for secret in (hub.token, str(tmp_path), str(evaluating[1].parent)):
+        assert [name for name, content in repository.files.items() if secret.encode() in content] == []
+    assert not [path for path in output.rglob("*") if path.is_file() and hub.token.encode() in path.read_bytes()]
+
+
+def test_what_is_uploaded_can_be_loaded(hub, lora_run, tmp_path):
+    """All that makes up a run's model, and its adapter, is on the list."""
+    for name in published_files(lora_run):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(lora_run / name, tmp_path / name)
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
+    model, processor = load_checkpoint(str(tmp_path))
+    expected, _ = load_checkpoint(str(lora_run))
+    assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in expected.state_dict().items())
+    assert processor(text=["one"]).input_ids.shape[0] == 1
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -433,7 +480,7 @@ def test_failed_upload(when, hub, command, tmp_path, capsys, monkeypatch):
     if when == "before":
         assert "There is no writing to catseg-tiny on the Hub" in error and names(output) == set()
     else:
-        assert f"{output} is complete: try again with `hf upload nobody/catseg-tiny" in error
+        assert f"{output} is complete: the same command with --resume_from_checkpoint latest" in error
         assert (output / "model.safetensors").exists()
 
 
@@ -441,3 +488,15 @@ def test_tracker_that_is_not_installed(command, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("catseg_training.report.trackers.filter_trackers", lambda *arguments, **options: [])
     assert run_train(*command, "--report_to", "wandb", "--output_dir", tmp_path / "out") == 1
     assert "--report_to wandb needs the package" in capsys.readouterr().err
+
+
+def test_faults_of_the_program_keep_their_traceback(command, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "start_run", lambda *arguments: int("oops"))
+    with pytest.raises(ValueError, match="invalid literal for int"):
+        run_train(*command, "--output_dir", tmp_path / "out")
+
+
+def test_a_second_ctrl_c_interrupts_at_once(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train, "start_run", lambda *arguments: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)])
+    assert run_train(*command, "--output_dir", tmp_path / "out") == 130
+    assert "interrupted" in capsys.readouterr().err

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from catseg_training.arguments import parse_arguments, recorded_arguments
+from catseg_training.arguments import parse_arguments
 from catseg_training.optimization import MAX_GRAD_NORM
 
 
@@ -63,5 +63,14 @@ def test_help_is_grouped(capsys):
 
 
 def test_recorded_without_the_token():
-    recorded = recorded_arguments(parse_arguments([*START, "--hub_token", "hf_secret"]))
+    recorded = parse_arguments([*START, "--hub_token", "hf_secret"]).recorded()
     assert "hf_secret" not in json.dumps(recorded) and recorded["output_dir"] == "out"
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [("/home/me/data", "data"), ("~/data", "data"), ("../data", "data"), ("data/coco", "data/coco"), ("a/b", "a/b")],
+)
+def test_recorded_without_places_of_this_machine(given, kept):
+    args = parse_arguments([*START, "--dataset_name", given, "--output_dir", given])
+    assert args.recorded()["dataset_name"] == args.recorded()["output_dir"] == kept

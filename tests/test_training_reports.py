@@ -15,7 +15,6 @@ from PIL import Image
 
 from catseg_hf import load_vocabulary
 from catseg_hf.visualization import class_color
-from catseg_training.lora import add_lora, save_adapter
 from catseg_training.report.card import TrainingData, write_training_card
 from catseg_training.report.charts import class_chart, curves_chart
 from catseg_training.report.results import plot_curves, prediction_grid, write_results
@@ -361,33 +360,12 @@ def test_the_cards_code_runs(tmp_path, model_with_vocabulary, processor, monkeyp
     assert re.search(r"^(cat|sofa|wall) 0\.\d+ \(90, 60\)$", capsys.readouterr().out, re.MULTILINE)
 
 
-def test_the_cards_code_of_an_adapter_runs(tmp_path, model_with_vocabulary, processor, monkeypatch):
-    pytest.importorskip("peft")
-    monkeypatch.chdir(tmp_path)
-    model_with_vocabulary.save_pretrained("run/base")
-    processor.save_pretrained("run")
-    adapted = add_lora(model_with_vocabulary, rank=2)
-    for name, parameter in adapted.named_parameters():
-        if "lora_B" in name:
-            torch.nn.init.normal_(parameter)
-    save_adapter(adapted, tmp_path / "run", "base")
-    card = write_card(tmp_path / "run", config=model_with_vocabulary.config, name="run", lora=True)
-    assert card.data.library_name == "peft"
-    loaded = {}
-    exec(snippet_of(card), loaded)
-    pixel_values = torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        expected, logits = (
-            model(pixel_values, sliding_window=False).logits for model in (adapted.eval(), loaded["model"].eval())
-        )
-    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4)
-    assert loaded["processor"](text=["cat"]).input_ids.shape[0] == 1
-
-
-def test_card_of_an_adapter_for_a_checkpoint_of_the_hub(tmp_path, model):
-    for base in ("owner/catseg", "/home/me/catseg"):
-        (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
-        card = write_card(tmp_path, config=model.config, base_model=base, lora=True)
-        place = base if base.startswith("owner") else "catseg"
-        assert f'from_pretrained("{place}")' in card.text and "/home" not in card.content
-        assert 'folder = snapshot_download("tester/catseg-coco")' in card.text
+@pytest.mark.parametrize(
+    ("base", "place"),
+    [("owner/catseg", "[owner/catseg](https://huggingface.co/owner/catseg)"), ("/home/me/catseg", "`catseg`")],
+)
+def test_card_tells_of_an_adapter(base, place, tmp_path, model):
+    card = write_card(tmp_path, config=model.config, base_model=base, has_adapter=True)
+    assert card.data.library_name == "transformers" and "/home" not in card.content
+    usage = card.text[card.text.index("peft") : card.text.index("## Training")]
+    assert place in usage and 'from_pretrained(base_model, "tester/catseg-coco", subfolder="adapter")' in usage

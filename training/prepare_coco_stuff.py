@@ -23,6 +23,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from catseg_hf import load_vocabulary
+from catseg_hf.errors import UserError
 from catseg_training.data.coco_stuff import NUM_CLASSES, NUM_PAIRS, UNLABELLED, coco_stuff_folders
 from catseg_training.data.coco_stuff_parquet import write_parquet
 from catseg_training.data.examples import read_example
@@ -64,7 +65,7 @@ def check_split(root: Path, split: str, allow_partial: bool = False, num_workers
     try:
         image_folder, label_folder = coco_stuff_folders(root, split)
         images, labels = files_by_name(image_folder, IMAGE_SUFFIXES), label_files(label_folder)
-    except ValueError as error:
+    except UserError as error:
         if allow_partial:
             report.remarks.append(str(error))
         else:
@@ -110,7 +111,7 @@ def _message(pair: Pair) -> str | None:
     row = {"image": image, "label": label, "name": None, "label_ids": "coco_stuff_raw", "reduce_labels": False}
     try:
         read_example(row, NUM_CLASSES, UNLABELLED)
-    except ValueError as error:
+    except UserError as error:
         return str(error)
     return None
 
@@ -176,10 +177,10 @@ def run(options: argparse.Namespace) -> int:
     """Exit status of the script."""
     root = options.data_dir.expanduser()
     if not root.is_dir():
-        raise ValueError(f"There is no folder {options.data_dir} (--data_dir).")
+        raise UserError(f"There is no folder {options.data_dir} (--data_dir).")
     folder = None if options.parquet_dir is None else options.parquet_dir.expanduser()
     if folder is not None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} is in use: name a folder that does not exist yet (--parquet_dir).")
+        raise UserError(f"{folder} is in use: name a folder that does not exist yet (--parquet_dir).")
 
     reports = []
     for split in dict.fromkeys(options.splits):
@@ -190,7 +191,7 @@ def run(options: argparse.Namespace) -> int:
         return 1
     pairs = {report.split: report.pairs for report in reports if report.pairs}
     if not pairs:
-        raise ValueError(f"There is no pair of picture and label in {root}.")
+        raise UserError(f"There is no pair of picture and label in {root}.")
     if folder is not None:
         write_parquet(pairs, folder, load_vocabulary(VOCABULARY), options.num_workers)
         print(f"Written: {folder} (upload it with `hf upload REPOSITORY {folder} --repo-type dataset`)")
@@ -203,7 +204,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse_arguments(arguments)
     try:
         return run(options)
-    except (OSError, ValueError) as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

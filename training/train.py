@@ -16,11 +16,12 @@ labels/validation; classes.json lists the classes' names):
 The same command with --resume_from_checkpoint latest continues a run that ended, exactly. One process needs no
 `accelerate launch`: `python training/train.py` does.
 
-Exit status: 0 when done, 1 after an error, 130 after Ctrl-C, 143 after SIGTERM, on which it writes a checkpoint first.
+Exit status: 0 when done, 1 after an error, 130 after Ctrl-C and 143 after SIGTERM. On either signal it writes a
+checkpoint first; a second Ctrl-C ends it at once.
 """
 
-import argparse
 import logging
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -35,9 +36,11 @@ from accelerate.logging import get_logger
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, set_seed
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from catseg_training.arguments import parse_arguments, recorded_arguments
-from catseg_training.checkpoints import CheckpointError, replaced_together, save_unwrapped
-from catseg_training.interruption import EXIT_STATUS, TerminationNotice
+from catseg_hf.errors import UserError
+from catseg_hf.files import replaced_together
+from catseg_training.arguments import TrainArguments, parse_arguments
+from catseg_training.checkpoints import save_unwrapped
+from catseg_training.interruption import TerminationNotice
 from catseg_training.loop import NonFiniteError, train
 from catseg_training.report.card import TrainingData
 from catseg_training.report.hub import create_repository, upload
@@ -48,7 +51,7 @@ from catseg_training.run import Run
 from catseg_training.start import start_run
 
 
-logger = get_logger(__name__)
+logger = get_logger("catseg_training")
 
 # Other processes wait for the main one while it writes, or scores with evaluate's metric.
 TIMEOUT = timedelta(hours=3)
@@ -62,19 +65,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with logging_redirect_tqdm(), TerminationNotice(accelerator) as notice:
             is_done = (evaluate_only if args.eval_only else train_and_save)(args, accelerator, notice)
         accelerator.end_training()
-    except (OSError, ValueError, CheckpointError) as error:
+    except UserError as error:
         # An error in a worker of the loader comes with the worker's traceback before it.
-        print(f"error: {str(error).split('ValueError: ')[-1].strip()}", file=sys.stderr)
+        print(f"error: {str(error).split('UserError: ')[-1].strip()}", file=sys.stderr)
         # It refers to itself, and so would keep the loader's workers alive, which end with the loader.
         traceback.clear_frames(error.__traceback__)
         return 1
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         return 130
-    return 0 if is_done else EXIT_STATUS
+    return 0 if is_done else notice.exit_status
 
 
-def build_accelerator(args: argparse.Namespace) -> Accelerator:
+def build_accelerator(args: TrainArguments) -> Accelerator:
     accelerator = Accelerator(
         # Without being told, accelerate lets several processes on processors run as if each were alone.
         cpu=not torch.accelerator.is_available(),
@@ -87,8 +90,8 @@ def build_accelerator(args: argparse.Namespace) -> Accelerator:
         kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
     )
     save_unwrapped(accelerator)
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
-    logging.getLogger("accelerate").setLevel(logging.WARNING)
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("catseg_training").setLevel(logging.INFO)
     if not accelerator.is_main_process:
         datasets.disable_progress_bars()
         transformers.utils.logging.disable_progress_bar()
@@ -96,19 +99,22 @@ def build_accelerator(args: argparse.Namespace) -> Accelerator:
     return accelerator
 
 
-def train_and_save(args: argparse.Namespace, accelerator: Accelerator, notice: TerminationNotice) -> bool:
+def train_and_save(args: TrainArguments, accelerator: Accelerator, notice: TerminationNotice) -> bool:
     """A whole run; returns whether it came to its end."""
     run = start_run(args, accelerator, notice)
+    args = run.args
     name, repository = args.output_dir.resolve().name, None
     if args.push_to_hub and accelerator.is_main_process:
         name = repository = create_repository(args.hub_model_id or name, args.hub_private_repo, args.hub_token)
-    start_trackers(accelerator, recorded_arguments(args))
+    start_trackers(accelerator, args.recorded())
     try:
         is_done = train(run)
     except NonFiniteError as error:
-        raise ValueError(explain(run, error)) from None
+        raise UserError(explain(run, error)) from None
     if not is_done:
-        logger.warning("Stopping, as SIGTERM asked: continue with --resume_from_checkpoint latest.")
+        logger.warning(
+            f"Stopped by {signal.Signals(notice.received).name}: continue with --resume_from_checkpoint latest."
+        )
         return False
 
     scores = {} if run.evaluation is None else run.evaluation.scores
@@ -120,16 +126,16 @@ def train_and_save(args: argparse.Namespace, accelerator: Accelerator, notice: T
     return True
 
 
-def evaluate_only(args: argparse.Namespace, accelerator: Accelerator, notice: TerminationNotice) -> bool:
+def evaluate_only(args: TrainArguments, accelerator: Accelerator, notice: TerminationNotice) -> bool:
     """Evaluates the checkpoint that is given; returns whether it came to the end."""
     run = start_run(args, accelerator, notice)
-    start_trackers(accelerator, recorded_arguments(args))
+    start_trackers(accelerator, args.recorded())
     if not run.evaluate():
         return False
     if accelerator.is_main_process:
         results = run.evaluation.scores | {
             "environment": environment(accelerator),
-            "arguments": recorded_arguments(args),
+            "arguments": args.recorded(),
         }
         with replaced_together(args.output_dir) as folder:
             write_results(folder, results, class_names(run.config))

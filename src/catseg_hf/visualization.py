@@ -94,7 +94,7 @@ def plot_segmentation(
         from matplotlib.patches import Patch
     except ImportError as error:
         raise ImportError(
-            "`plot_segmentation` needs matplotlib: install it, or catseg_hf with its extra, `catseg_hf[demo]`."
+            "`plot_segmentation` needs matplotlib: install it, or catseg_hf with its extra, `catseg_hf[plot]`."
         ) from error
     overlay, entries = _overlay(image, segmentation, labels, opacity)
     entries = _cut(entries, MAX_PLOT_ROWS * MAX_PLOT_COLUMNS)

@@ -1,8 +1,9 @@
 """The command line of train.py."""
 
 import argparse
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,285 +39,12 @@ FIXED_ARGUMENTS = (
 # What may change, with a warning.
 WATCHED_ARGUMENTS = ("dataset_name", "model_name_or_path", "clip_model_name_or_path", "max_train_steps")
 
-
-def parse_arguments(arguments: Sequence[str] | None = None, description: str | None = None) -> argparse.Namespace:
-    """
-    Parses and checks the command line; what is wrong with it ends the program as argparse does.
-
-    Args:
-        arguments (`Sequence[str]`, *optional*): Those of the process if not given.
-        description (`str`, *optional*): What `--help` begins with.
-    """
-    parser = build_parser(description)
-    args = parser.parse_args(arguments)
-    _check(parser, args)
-    return args
+MODEL, DATA = "model (one of the first two)", "data"
+RECIPE, RUN = "recipe (the defaults are the published one)", "run"
+EVALUATION, CHECKPOINTS, OUTPUT = "evaluation", "checkpoints", "output"
 
 
-def build_parser(description: str | None = None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
-    _add_model_arguments(parser.add_argument_group("model (one of the first two)"))
-    _add_data_arguments(parser.add_argument_group("data"))
-    _add_recipe_arguments(parser.add_argument_group("recipe (the defaults are the published one)"))
-    _add_run_arguments(parser.add_argument_group("run"))
-    _add_evaluation_arguments(parser.add_argument_group("evaluation"))
-    _add_checkpoint_arguments(parser.add_argument_group("checkpoints"))
-    _add_output_arguments(parser.add_argument_group("output"))
-    return parser
-
-
-def _add_model_arguments(group: argparse._ArgumentGroup):
-    group.add_argument(
-        "--model_name_or_path",
-        metavar="NAME_OR_DIR",
-        help="start from a CAT-Seg checkpoint: a converted one, or one that this script has written",
-    )
-    group.add_argument(
-        "--clip_model_name_or_path",
-        metavar="NAME_OR_DIR",
-        help="start from a CLIP checkpoint and a fresh aggregator; the architecture follows from CLIP's "
-        "(openai/clip-vit-base-patch16 gives the base model, openai/clip-vit-large-patch14-336 the large one)",
-    )
-    group.add_argument(
-        "--vocabulary",
-        metavar="NAME_OR_JSON",
-        help=f"the classes: one of {', '.join(VOCABULARIES)}, or a JSON file with a list of names or a mapping of ids "
-        "to names (default: the checkpoint's own; coco_stuff_171 when starting from CLIP)",
-    )
-    group.add_argument(
-        "--clip_finetuning",
-        choices=("attention", "full", "none"),
-        default="attention",
-        help="what of CLIP is trained: the query and value projections of its attention, all, or nothing "
-        "(default: %(default)s)",
-    )
-    group.add_argument(
-        "--lora_rank",
-        type=positive(int),
-        metavar="R",
-        help="train LoRA of this rank on those projections instead of their weights, and save an adapter for peft",
-    )
-
-
-def _add_data_arguments(group: argparse._ArgumentGroup):
-    group.add_argument(
-        "--dataset_name",
-        required=True,
-        metavar="NAME_OR_DIR",
-        help="a COCO-Stuff download (images/ and stuffthingmaps/), a folder with images/SPLIT and labels/SPLIT, any "
-        "folder or file that datasets.load_dataset reads, or a data set on the Hub",
-    )
-    group.add_argument("--dataset_config_name", metavar="NAME", help="configuration of a data set that has several")
-    group.add_argument(
-        "--train_split", default="train", metavar="SPLIT", help="what to train on (default: %(default)s)"
-    )
-    group.add_argument(
-        "--eval_split", default="validation", metavar="SPLIT", help="what to evaluate on (default: %(default)s)"
-    )
-    group.add_argument("--image_column", metavar="NAME", help="column of the pictures (default: found by its type)")
-    group.add_argument("--label_column", metavar="NAME", help="column of the label maps (default: found by its type)")
-    group.add_argument(
-        "--label_ids",
-        choices=LABEL_IDS,
-        help="what the labels hold: positions in the vocabulary, or COCO-Stuff's raw ids (default: raw for a "
-        "COCO-Stuff download, positions for everything else)",
-    )
-    group.add_argument(
-        "--reduce_labels",
-        "--do_reduce_labels",
-        action="store_true",
-        help="the ids begin at 1 and 0 is unlabelled, as in ADE20K",
-    )
-    group.add_argument(
-        "--ignore_index",
-        type=positive(int),
-        metavar="ID",
-        help="label of pixels of no class, up to 65535 (default: the model's, 255; 65535 if that is a class)",
-    )
-    group.add_argument("--max_train_samples", type=positive(int), metavar="N", help="train on the first N pictures")
-    group.add_argument("--max_eval_samples", type=positive(int), metavar="N", help="evaluate on the first N pictures")
-    group.add_argument(
-        "--streaming",
-        action="store_true",
-        help="read training pictures as they come instead of downloading the data set first; the undecoded pictures "
-        "of the evaluation are held in memory. Needs --max_train_steps; a resumed run reads the pass that it was in "
-        "again up to where it was",
-    )
-    group.add_argument(
-        "--dataloader_num_workers",
-        type=positive(int, or_zero=True),
-        default=2,
-        metavar="N",
-        help="processes that prepare pictures, for every training process (default: %(default)s)",
-    )
-
-
-def _add_recipe_arguments(group: argparse._ArgumentGroup):
-    group.add_argument(
-        "--learning_rate", type=positive(float), default=2e-4, metavar="RATE", help="(default: %(default)s)"
-    )
-    group.add_argument(
-        "--clip_lr_multiplier",
-        type=positive(float, or_zero=True),
-        default=0.01,
-        metavar="X",
-        help="CLIP's learning rate, as a share of it (default: %(default)s)",
-    )
-    group.add_argument(
-        "--weight_decay",
-        type=positive(float, or_zero=True),
-        default=1e-4,
-        metavar="X",
-        help="of everything but norms and embeddings (default: %(default)s)",
-    )
-    group.add_argument(
-        "--max_grad_norm",
-        type=positive(float),
-        default=MAX_GRAD_NORM,
-        metavar="X",
-        help="norm that all gradients together are clipped to (default: %(default)s)",
-    )
-    group.add_argument(
-        "--num_warmup_steps",
-        type=positive(int, or_zero=True),
-        default=0,
-        metavar="N",
-        help="steps over which the learning rate grows, before its cosine decay to 0 (default: %(default)s)",
-    )
-    group.add_argument(
-        "--max_train_steps",
-        type=positive(int),
-        metavar="N",
-        help=f"optimizer steps in all (default: {PUBLISHED_TRAIN_STEPS:,})",
-    )
-    group.add_argument(
-        "--num_train_epochs", type=positive(float), metavar="X", help="passes over the pictures, instead of steps"
-    )
-    group.add_argument(
-        "--per_device_train_batch_size",
-        type=positive(int),
-        metavar="N",
-        help=f"pictures for one process at a time (default: so that a step has {PUBLISHED_BATCH_SIZE} in all)",
-    )
-    group.add_argument(
-        "--gradient_accumulation_steps",
-        type=positive(int),
-        default=1,
-        metavar="N",
-        help="batches of every process that one optimizer step takes (default: %(default)s)",
-    )
-    group.add_argument(
-        "--crop_size",
-        type=positive(int),
-        default=384,
-        metavar="PIXELS",
-        help="side of the crops (default: %(default)s)",
-    )
-    group.add_argument(
-        "--color_jitter",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="change brightness, contrast and colours of the crops (default: %(default)s)",
-    )
-    group.add_argument(
-        "--seed",
-        type=positive(int, or_zero=True),
-        default=42,
-        metavar="N",
-        help="of the fresh aggregator, the order of the pictures and their augmentation (default: %(default)s)",
-    )
-
-
-def _add_run_arguments(group: argparse._ArgumentGroup):
-    group.add_argument(
-        "--mixed_precision",
-        choices=("no", "fp16", "bf16"),
-        help="(default: what `accelerate config` or `accelerate launch` was told)",
-    )
-    group.add_argument(
-        "--gradient_checkpointing", action="store_true", help="compute activations twice rather than keep them"
-    )
-    group.add_argument("--torch_compile", action="store_true", help="compile the training step's forward pass")
-    group.add_argument(
-        "--logging_steps",
-        type=positive(int),
-        default=50,
-        metavar="N",
-        help="log loss, learning rates, gradient norm, speed and memory every N steps (default: %(default)s)",
-    )
-    group.add_argument(
-        "--report_to",
-        choices=TRACKERS,
-        default="none",
-        help='where to log to as well; "all" is every one that is installed (default: %(default)s)',
-    )
-
-
-def _add_evaluation_arguments(group: argparse._ArgumentGroup):
-    group.add_argument("--eval_only", action="store_true", help="evaluate --model_name_or_path and train nothing")
-    group.add_argument("--skip_evaluation", action="store_true", help="never evaluate; --eval_split may be missing")
-    group.add_argument(
-        "--eval_steps",
-        type=schedule("epoch", "end"),
-        metavar="N|epoch|end",
-        help="evaluate every N steps, after every epoch or at the end only (default: at every checkpoint); always at "
-        "the end too",
-    )
-    group.add_argument(
-        "--sliding_window",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="average four windows and a global view, as published, or look at a picture once (default: as the "
-        "model's configuration says, which is with windows)",
-    )
-    group.add_argument("--per_device_eval_batch_size", type=positive(int), default=1, metavar="N", help="(default: 1)")
-    group.add_argument(
-        "--metric",
-        choices=METRICS,
-        default=METRICS[0],
-        help="this project's confusion matrix, or evaluate's mean_iou from the Hub, which keeps all label maps "
-        "(default: %(default)s)",
-    )
-
-
-def _add_checkpoint_arguments(group: argparse._ArgumentGroup):
-    group.add_argument(
-        "--checkpointing_steps",
-        type=schedule("epoch"),
-        default=5000,
-        metavar="N|epoch",
-        help="write OUTPUT_DIR/checkpoint-STEP every N steps or after every epoch (default: %(default)s); always at "
-        "the end and on SIGTERM too",
-    )
-    group.add_argument(
-        "--checkpoints_total_limit",
-        type=positive(int),
-        metavar="N",
-        help="keep the last N; older ones are removed once a new one is complete (default: all)",
-    )
-    group.add_argument(
-        "--resume_from_checkpoint",
-        metavar="latest|DIR",
-        help="continue exactly where a checkpoint was written; latest starts anew if there is none",
-    )
-
-
-def _add_output_arguments(group: argparse._ArgumentGroup):
-    group.add_argument("--output_dir", required=True, type=Path, metavar="DIR", help="folder for all that is written")
-    group.add_argument(
-        "--overwrite_output_dir",
-        action="store_true",
-        help="start anew in a folder that is not empty: its checkpoints are removed, other files replaced one by one",
-    )
-    group.add_argument("--push_to_hub", action="store_true", help="upload the trained model with its card")
-    group.add_argument("--hub_model_id", metavar="NAME", help="where to (default: the name of OUTPUT_DIR)")
-    group.add_argument("--hub_private_repo", action="store_true", help="make that repository private if it is new")
-    group.add_argument("--hub_token", metavar="TOKEN", help="for the Hub (default: the one that is logged in)")
-
-
-def positive(kind: type, or_zero: bool = False):
+def positive(kind: type, or_zero: bool = False) -> Callable[[str], Any]:
     """An argparse type: a finite number above 0, or at least 0."""
 
     def parse(text: str) -> Any:
@@ -329,7 +57,7 @@ def positive(kind: type, or_zero: bool = False):
     return parse
 
 
-def schedule(*words: str):
+def schedule(*words: str) -> Callable[[str], int | str]:
     """An argparse type: a positive number of steps, or one of `words`."""
 
     def parse(text: str) -> int | str:
@@ -342,34 +70,330 @@ def schedule(*words: str):
     return parse
 
 
-def _check(parser: argparse.ArgumentParser, args: argparse.Namespace):
-    if (args.model_name_or_path is None) == (args.clip_model_name_or_path is None):
-        parser.error("give one of --model_name_or_path and --clip_model_name_or_path, and not both")
-    if args.eval_only and args.model_name_or_path is None:
-        parser.error("--eval_only needs --model_name_or_path: a fresh aggregator has learned nothing yet")
-    if args.eval_only and args.skip_evaluation:
-        parser.error("--eval_only and --skip_evaluation leave nothing to do")
-    if args.eval_only and (args.resume_from_checkpoint is not None or args.push_to_hub):
-        parser.error("--eval_only trains and uploads nothing: leave --resume_from_checkpoint and --push_to_hub out")
-    if args.max_train_steps is not None and args.num_train_epochs is not None:
-        parser.error("give --max_train_steps or --num_train_epochs, not both")
-    if args.lora_rank is not None and args.clip_finetuning != "attention":
-        parser.error("--lora_rank trains CLIP's attention: leave --clip_finetuning out")
-    if args.ignore_index is not None and args.ignore_index > 65535:
-        parser.error(f"--ignore_index must be at most 65535, got {args.ignore_index}")
-    if args.streaming and not args.eval_only:
-        if args.max_train_steps is None:
-            parser.error("--streaming needs --max_train_steps: the number of pictures is not known")
-        if "epoch" in (args.checkpointing_steps, args.eval_steps):
-            parser.error("--streaming needs numbers for --checkpointing_steps and --eval_steps, not 'epoch'")
-    if args.resume_from_checkpoint is not None and args.overwrite_output_dir:
-        parser.error("--resume_from_checkpoint continues and --overwrite_output_dir starts anew: give one of them")
-    if not args.push_to_hub and (args.hub_model_id is not None or args.hub_private_repo):
-        parser.error("--hub_model_id and --hub_private_repo need --push_to_hub")
+def option(group: str, help: str, type: Callable | None = None, default: Any = None, **settings: Any) -> Any:
+    """A field that is an option of the command line: its group there, and what `argparse` is told about it."""
+    if type is not None:
+        settings["type"] = type
+    return dataclasses.field(default=default, metadata={"group": group, "help": help, **settings})
 
 
-def recorded_arguments(args: argparse.Namespace) -> dict[str, Any]:
-    """The arguments as JSON values, to be kept with the results: without the token."""
-    values = {name: str(value) if isinstance(value, Path) else value for name, value in vars(args).items()}
-    del values["hub_token"]
-    return values
+def flag(group: str, help: str, *aliases: str) -> Any:
+    """An option that is given or not."""
+    return option(group, help, default=False, action="store_true", aliases=aliases)
+
+
+def switch(group: str, help: str, default: bool | None) -> Any:
+    """An option that is given as `--name` or as `--no-name`."""
+    return option(group, help, default=default, action=argparse.BooleanOptionalAction)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainArguments:
+    """What train.py is told. Options that may be left open are filled in by [`start_run`], in a copy."""
+
+    model_name_or_path: str | None = option(
+        MODEL,
+        "start from a CAT-Seg checkpoint: a converted one, or one that this script has written",
+        metavar="NAME_OR_DIR",
+    )
+    clip_model_name_or_path: str | None = option(
+        MODEL,
+        "start from a CLIP checkpoint and a fresh aggregator; the architecture follows from CLIP's "
+        "(openai/clip-vit-base-patch16 gives the base model, openai/clip-vit-large-patch14-336 the large one)",
+        metavar="NAME_OR_DIR",
+    )
+    vocabulary: str | None = option(
+        MODEL,
+        f"the classes: one of {', '.join(VOCABULARIES)}, or a JSON file with a list of names or a mapping of ids to "
+        "names (default: the checkpoint's own; coco_stuff_171 when starting from CLIP)",
+        metavar="NAME_OR_JSON",
+    )
+    clip_finetuning: str = option(
+        MODEL,
+        "what of CLIP is trained: the query and value projections of its attention, all, or nothing "
+        "(default: %(default)s)",
+        default="attention",
+        choices=("attention", "full", "none"),
+    )
+    lora_rank: int | None = option(
+        MODEL,
+        "train LoRA of this rank on those projections instead of their weights; the adapter is saved beside the "
+        "merged model",
+        positive(int),
+        metavar="R",
+    )
+
+    dataset_name: str = option(
+        DATA,
+        "a COCO-Stuff download (images/ and stuffthingmaps/), a folder with images/SPLIT and labels/SPLIT, any folder "
+        "or file that datasets.load_dataset reads, or a dataset on the Hub",
+        required=True,
+        metavar="NAME_OR_DIR",
+    )
+    dataset_config_name: str | None = option(DATA, "configuration of a dataset that has several", metavar="NAME")
+    train_split: str = option(DATA, "what to train on (default: %(default)s)", default="train", metavar="SPLIT")
+    eval_split: str = option(DATA, "what to evaluate on (default: %(default)s)", default="validation", metavar="SPLIT")
+    image_column: str | None = option(DATA, "column of the images (default: found by its type)", metavar="NAME")
+    label_column: str | None = option(DATA, "column of the label maps (default: found by its type)", metavar="NAME")
+    label_ids: str | None = option(
+        DATA,
+        "what the labels hold: positions in the vocabulary, or COCO-Stuff's raw ids (default: raw for a COCO-Stuff "
+        "download, positions for everything else)",
+        choices=LABEL_IDS,
+    )
+    reduce_labels: bool = flag(DATA, "the ids begin at 1 and 0 is unlabelled, as in ADE20K", "--do_reduce_labels")
+    ignore_index: int | None = option(
+        DATA,
+        "label of pixels of no class, up to 65535 (default: the model's, 255; 65535 if that is a class)",
+        positive(int),
+        metavar="ID",
+    )
+    max_train_samples: int | None = option(DATA, "train on the first N images", positive(int), metavar="N")
+    max_eval_samples: int | None = option(DATA, "evaluate on the first N images", positive(int), metavar="N")
+    streaming: bool = flag(
+        DATA,
+        "read training images as they come instead of downloading the dataset first; the undecoded images of the "
+        "evaluation are held in memory. Needs --max_train_steps; a resumed run reads the pass that it was in again up "
+        "to where it was",
+    )
+    dataloader_num_workers: int = option(
+        DATA,
+        "processes that prepare images, for every training process (default: %(default)s)",
+        positive(int, or_zero=True),
+        default=2,
+        metavar="N",
+    )
+
+    learning_rate: float = option(RECIPE, "(default: %(default)s)", positive(float), default=2e-4, metavar="RATE")
+    clip_lr_multiplier: float = option(
+        RECIPE,
+        "CLIP's learning rate, as a share of it (default: %(default)s)",
+        positive(float, or_zero=True),
+        default=0.01,
+        metavar="X",
+    )
+    weight_decay: float = option(
+        RECIPE,
+        "of everything but norms and embeddings (default: %(default)s)",
+        positive(float, or_zero=True),
+        default=1e-4,
+        metavar="X",
+    )
+    max_grad_norm: float = option(
+        RECIPE,
+        "norm that all gradients together are clipped to (default: %(default)s)",
+        positive(float),
+        default=MAX_GRAD_NORM,
+        metavar="X",
+    )
+    num_warmup_steps: int = option(
+        RECIPE,
+        "steps over which the learning rate grows, before its cosine decay to 0 (default: %(default)s)",
+        positive(int, or_zero=True),
+        default=0,
+        metavar="N",
+    )
+    max_train_steps: int | None = option(
+        RECIPE, f"optimizer steps in all (default: {PUBLISHED_TRAIN_STEPS:,})", positive(int), metavar="N"
+    )
+    num_train_epochs: float | None = option(
+        RECIPE, "passes over the images, instead of steps", positive(float), metavar="X"
+    )
+    per_device_train_batch_size: int | None = option(
+        RECIPE,
+        f"images for one process at a time (default: so that a step has {PUBLISHED_BATCH_SIZE} in all)",
+        positive(int),
+        metavar="N",
+    )
+    gradient_accumulation_steps: int = option(
+        RECIPE,
+        "batches of every process that one optimizer step takes (default: %(default)s)",
+        positive(int),
+        default=1,
+        metavar="N",
+    )
+    crop_size: int = option(
+        RECIPE, "side of the crops (default: %(default)s)", positive(int), default=384, metavar="PIXELS"
+    )
+    color_jitter: bool = switch(
+        RECIPE, "change brightness, contrast and colours of the crops (default: %(default)s)", default=True
+    )
+    seed: int = option(
+        RECIPE,
+        "of the fresh aggregator, the order of the images and their augmentation (default: %(default)s)",
+        positive(int, or_zero=True),
+        default=42,
+        metavar="N",
+    )
+
+    mixed_precision: str | None = option(
+        RUN, "(default: what `accelerate config` or `accelerate launch` was told)", choices=("no", "fp16", "bf16")
+    )
+    gradient_checkpointing: bool = flag(RUN, "compute activations twice rather than keep them")
+    torch_compile: bool = flag(RUN, "compile the training step's forward pass")
+    logging_steps: int = option(
+        RUN,
+        "log loss, learning rates, gradient norm, speed and memory every N steps (default: %(default)s)",
+        positive(int),
+        default=50,
+        metavar="N",
+    )
+    report_to: str = option(
+        RUN,
+        'where to log to as well; "all" is every one that is installed (default: %(default)s)',
+        default="none",
+        choices=TRACKERS,
+    )
+
+    eval_only: bool = flag(EVALUATION, "evaluate --model_name_or_path and train nothing")
+    skip_evaluation: bool = flag(EVALUATION, "never evaluate; --eval_split may be missing")
+    eval_steps: int | str | None = option(
+        EVALUATION,
+        "evaluate every N steps, after every epoch or at the end only (default: at every checkpoint); always at the "
+        "end too",
+        schedule("epoch", "end"),
+        metavar="N|epoch|end",
+    )
+    sliding_window: bool | None = switch(
+        EVALUATION,
+        "average four windows and a global view, as published, or look at an image once (default: as the model's "
+        "configuration says, which is with windows)",
+        default=None,
+    )
+    per_device_eval_batch_size: int = option(EVALUATION, "(default: 1)", positive(int), default=1, metavar="N")
+    metric: str = option(
+        EVALUATION,
+        "this project's confusion matrix, or evaluate's mean_iou from the Hub, which keeps all label maps "
+        "(default: %(default)s)",
+        default=METRICS[0],
+        choices=METRICS,
+    )
+
+    example_images: bool = switch(
+        EVALUATION,
+        "draw predictions.png, images of the evaluation split with their labels, predictions and names, which is "
+        "uploaded with the model (default: %(default)s)",
+        default=True,
+    )
+
+    checkpointing_steps: int | str = option(
+        CHECKPOINTS,
+        "write OUTPUT_DIR/checkpoint-STEP every N steps or after every epoch (default: %(default)s); always at the "
+        "end, on SIGTERM and on Ctrl-C too",
+        schedule("epoch"),
+        default=5000,
+        metavar="N|epoch",
+    )
+    checkpoints_total_limit: int | None = option(
+        CHECKPOINTS,
+        "keep the last N; older ones are removed once a new one is complete (default: all)",
+        positive(int),
+        metavar="N",
+    )
+    resume_from_checkpoint: str | None = option(
+        CHECKPOINTS,
+        "continue exactly where a checkpoint was written; latest starts anew if there is none",
+        metavar="latest|DIR",
+    )
+
+    output_dir: Path = option(OUTPUT, "folder for all that is written", Path, required=True, metavar="DIR")
+    overwrite_output_dir: bool = flag(
+        OUTPUT,
+        "start anew in a folder that is not empty: its checkpoints are removed, other files replaced one by one",
+    )
+    push_to_hub: bool = flag(OUTPUT, "upload the trained model with its card")
+    hub_model_id: str | None = option(OUTPUT, "where to (default: the name of OUTPUT_DIR)", metavar="NAME")
+    hub_private_repo: bool = flag(OUTPUT, "make that repository private if it is new")
+    hub_token: str | None = option(OUTPUT, "for the Hub (default: the one that is logged in)", metavar="TOKEN")
+
+    def recorded(self) -> dict[str, Any]:
+        """As JSON values, to be kept with the results, which may be published: without the token, and of absolute
+        paths the last part only."""
+        values = {name: _without_place(value) for name, value in vars(self).items()}
+        del values["hub_token"]
+        return values
+
+
+def _without_place(value: Any) -> Any:
+    if not isinstance(value, str | Path):
+        return value
+    path = Path(value).expanduser()
+    return path.name if path.is_absolute() or ".." in path.parts else str(value)
+
+
+def parse_arguments(arguments: Sequence[str] | None = None, description: str | None = None) -> TrainArguments:
+    """
+    Parses and checks the command line; what is wrong with it ends the program as argparse does.
+
+    Args:
+        arguments (`Sequence[str]`, *optional*): Those of the process if not given.
+        description (`str`, *optional*): What `--help` begins with.
+    """
+    parser = build_parser(description)
+    args = TrainArguments(**vars(parser.parse_args(arguments)))
+    for is_wrong, message in _contradictions(args):
+        if is_wrong:
+            parser.error(message)
+    return args
+
+
+def build_parser(description: str | None = None) -> argparse.ArgumentParser:
+    """A parser with an option for every field of [`TrainArguments`]."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    groups = {}
+    for field in dataclasses.fields(TrainArguments):
+        settings = dict(field.metadata)
+        title, aliases = settings.pop("group"), settings.pop("aliases", ())
+        group = groups.get(title) or groups.setdefault(title, parser.add_argument_group(title))
+        group.add_argument(f"--{field.name}", *aliases, dest=field.name, default=field.default, **settings)
+    return parser
+
+
+def _contradictions(args: TrainArguments) -> list[tuple[bool, str]]:
+    """What cannot be asked for together: whether it was, and what to say then."""
+    trains_stream = args.streaming and not args.eval_only
+    return [
+        (
+            (args.model_name_or_path is None) == (args.clip_model_name_or_path is None),
+            "give one of --model_name_or_path and --clip_model_name_or_path, and not both",
+        ),
+        (
+            args.eval_only and args.model_name_or_path is None,
+            "--eval_only needs --model_name_or_path: a fresh aggregator has learned nothing yet",
+        ),
+        (args.eval_only and args.skip_evaluation, "--eval_only and --skip_evaluation leave nothing to do"),
+        (
+            args.eval_only and (args.resume_from_checkpoint is not None or args.push_to_hub),
+            "--eval_only trains and uploads nothing: leave --resume_from_checkpoint and --push_to_hub out",
+        ),
+        (
+            args.max_train_steps is not None and args.num_train_epochs is not None,
+            "give --max_train_steps or --num_train_epochs, not both",
+        ),
+        (
+            args.lora_rank is not None and args.clip_finetuning != "attention",
+            "--lora_rank trains CLIP's attention: leave --clip_finetuning out",
+        ),
+        (
+            args.ignore_index is not None and args.ignore_index > 65535,
+            f"--ignore_index must be at most 65535, got {args.ignore_index}",
+        ),
+        (
+            trains_stream and args.max_train_steps is None,
+            "--streaming needs --max_train_steps: the number of images is not known",
+        ),
+        (
+            trains_stream and "epoch" in (args.checkpointing_steps, args.eval_steps),
+            "--streaming needs numbers for --checkpointing_steps and --eval_steps, not 'epoch'",
+        ),
+        (
+            args.resume_from_checkpoint is not None and args.overwrite_output_dir,
+            "--resume_from_checkpoint continues and --overwrite_output_dir starts anew: give one of them",
+        ),
+        (
+            not args.push_to_hub and (args.hub_model_id is not None or args.hub_private_repo),
+            "--hub_model_id and --hub_private_repo need --push_to_hub",
+        ),
+    ]

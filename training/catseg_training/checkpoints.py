@@ -8,8 +8,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,9 @@ from accelerate import Accelerator
 from safetensors import SafetensorError
 from torch import nn
 
+from catseg_hf.errors import UserError, first_line
+from catseg_hf.files import aside_of, replaced_file, synchronise, synchronise_all
+
 
 STATE_FILE = "training_state.json"
 CHECKPOINT = re.compile(r"checkpoint-(\d+)")
@@ -26,8 +28,8 @@ CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 INCOMPLETE = re.compile(r"\.(checkpoint-\d+|model)\.incomplete")
 
 
-class CheckpointError(Exception):
-    """A checkpoint cannot be written, read or used here; the message is for the user."""
+class CheckpointError(UserError):
+    """A checkpoint cannot be written, read or used here."""
 
 
 @dataclass
@@ -65,10 +67,8 @@ class TrainingState:
 
     def write(self, folder: Path):
         """Replaces the file in `folder` whole."""
-        path = folder / f".{STATE_FILE}.incomplete"
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
-        _synchronise(path)
-        os.replace(path, folder / STATE_FILE)
+        with replaced_file(folder / STATE_FILE) as path:
+            path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, folder: Path) -> "TrainingState":
@@ -101,7 +101,7 @@ def remove_incomplete(output_dir: Path):
 
 def remove_checkpoint(folder: Path):
     """Removes a checkpoint, which cannot be seen half-removed."""
-    aside = _aside(folder)
+    aside = aside_of(folder)
     os.replace(folder, aside)
     shutil.rmtree(aside)
 
@@ -187,7 +187,7 @@ def save_checkpoint(
     folder = output_dir / f"checkpoint-{state.step}"
     if folder.exists():
         return folder
-    aside = _aside(folder)
+    aside = aside_of(folder)
     try:
         if accelerator.is_main_process:
             shutil.rmtree(aside, ignore_errors=True)
@@ -200,12 +200,12 @@ def save_checkpoint(
             if write_more is not None:
                 write_more(aside)
             _move_into_place(aside, folder)
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except (OSError, RuntimeError, SafetensorError, UserError) as error:
         shutil.rmtree(aside, ignore_errors=True)
         complete = complete_checkpoints(output_dir)
         last = f"The last complete one is {complete[-1]}" if complete else "There is no earlier one"
         raise CheckpointError(
-            f"Could not write {folder}: {_reason(error)} ({shutil.disk_usage(output_dir).free / 1e9:.1f} GB of the "
+            f"Could not write {folder}: {first_line(error)} ({shutil.disk_usage(output_dir).free / 1e9:.1f} GB of the "
             f"disk are free). {last}. Make room (--checkpoints_total_limit keeps fewer) and resume with "
             "--resume_from_checkpoint latest."
         ) from error
@@ -216,24 +216,6 @@ def save_checkpoint(
     return folder
 
 
-@contextmanager
-def replaced_together(output_dir: Path) -> Iterator[Path]:
-    """An empty folder to fill, whose contents move to `output_dir` when the block ends and are dropped if it fails."""
-    aside = _aside(output_dir / "model")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
-        yield aside
-        for path in _synchronise_all(aside):
-            target = output_dir / path.name
-            if target.is_dir():
-                shutil.rmtree(target)
-            os.replace(path, target)
-        _synchronise(output_dir)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
 def _is_checkpoint(path: Path) -> bool:
     return CHECKPOINT.fullmatch(path.name) is not None and path.is_dir()
 
@@ -242,40 +224,15 @@ def _step(folder: Path) -> int:
     return int(CHECKPOINT.fullmatch(folder.name)[1])
 
 
-def _aside(folder: Path) -> Path:
-    return folder.parent / f".{folder.name}.incomplete"
-
-
 def _move_into_place(aside: Path, folder: Path):
-    _synchronise_all(aside)
+    synchronise_all(aside)
     os.replace(aside, folder)
-    _synchronise(folder.parent)
-
-
-def _synchronise_all(folder: Path) -> list[Path]:
-    """Brings a folder with everything in it to the disk; returns what is directly in it."""
-    for path in (*folder.rglob("*"), folder):
-        _synchronise(path)
-    return sorted(folder.iterdir())
-
-
-def _synchronise(path: Path):
-    if os.name == "nt" and path.is_dir():  # Windows has no such thing for folders
-        return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    synchronise(folder.parent)
 
 
 def _brief(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _reason(error: Exception) -> str:
-    return next(iter(str(error).strip().split("\n")), "") or type(error).__name__
 
 
 def save_unwrapped(accelerator: Accelerator):

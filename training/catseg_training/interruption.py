@@ -1,4 +1,4 @@
-"""SIGTERM, which schedulers send before they take a machine away."""
+"""SIGTERM, which schedulers send before they take a machine away, and Ctrl-C."""
 
 import os
 import signal
@@ -8,46 +8,58 @@ import torch
 from accelerate import Accelerator
 
 
-EXIT_STATUS = 128 + signal.SIGTERM
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class TerminationNotice:
     """
-    Notes SIGTERM while its `with` block runs, instead of dying of it, so that a checkpoint can be written first.
+    Notes SIGTERM and Ctrl-C while its `with` block runs, instead of dying of them, so that a checkpoint can be written
+    first. A second Ctrl-C interrupts at once.
 
     Args:
         accelerator (`Accelerator`): Its processes agree on whether to stop, since they may be told at different times.
+
+    Attributes:
+        received (`int`): The signal, 0 before there is one.
     """
 
     def __init__(self, accelerator: Accelerator):
         self.accelerator = accelerator
-        self.received = False
+        self.received = 0
+        self._previous = {}
 
     def __enter__(self) -> "TerminationNotice":
         # Python lets only the main thread set handlers.
-        self._is_watching = threading.current_thread() is threading.main_thread()
-        if self._is_watching:
-            self._previous = signal.signal(signal.SIGTERM, self._note)
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {number: signal.signal(number, self._note) for number in SIGNALS}
         return self
 
     def __exit__(self, *exception):
-        if self._is_watching:
-            signal.signal(signal.SIGTERM, self._previous)
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
-    def _note(self, signum: int, frame: object):
-        self.received = True
+    def _note(self, number: int, frame: object):
+        if number == signal.SIGINT == self.received:
+            raise KeyboardInterrupt
+        self.received = number
 
     def is_due(self) -> bool:
         """Whether any process has been told to stop. All processes must ask together, and get the same answer."""
-        if self.accelerator.num_processes == 1:
-            return self.received
-        flag = torch.tensor(int(self.received), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(flag, reduction="sum"))
+        if self.accelerator.num_processes > 1:
+            received = torch.tensor([self.received], device=self.accelerator.device)
+            self.received = int(self.accelerator.gather(received).max())
+        return self.received > 0
+
+    @property
+    def exit_status(self) -> int:
+        """What shells expect of a process that ended of the signal: 143 after SIGTERM, 130 after Ctrl-C."""
+        return 128 + self.received
 
 
 def shield_worker(worker_id: int):
-    """For a loader's workers: a scheduler's SIGTERM to all processes must not take the pictures of the last step away.
-    Only from the process that they work for do they take it."""
+    """For a loader's workers: a signal to all processes must not take the images of the last step away. Workers end
+    when the process that they work for says so."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on every system
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_wait_for_parent, daemon=True).start()

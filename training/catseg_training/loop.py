@@ -72,7 +72,7 @@ def training_step(
 
 
 def train(run: Run) -> bool:
-    """Trains up to the last step; returns whether it was reached, and not a SIGTERM before it."""
+    """Trains up to the last step; returns whether it was reached, and no signal to stop came before it."""
     args, accelerator, state = run.args, run.accelerator, run.state
     progress = tqdm(
         desc="Training", total=args.max_train_steps, initial=state.step, disable=not accelerator.is_main_process

@@ -1,16 +1,21 @@
 """LoRA (Hu et al., 2021) on CLIP's attention, in place of training its query and value projections, through peft."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from catseg_hf import CATSegForSemanticSegmentation
+from catseg_hf.errors import UserError
 
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
+# The folder of the adapter, beside the merged model.
+ADAPTER = "adapter"
 ADAPTER_CONFIG = "adapter_config.json"
 
 
@@ -27,12 +32,12 @@ def add_lora(model: CATSegForSemanticSegmentation, rank: int) -> "PeftModel":
         `PeftModel`, whose trained parameters are LoRA's and copies of the aggregator and the decoder.
 
     Raises:
-        ValueError: If peft is not installed.
+        UserError: If peft is not installed.
     """
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
-        raise ValueError("--lora_rank needs peft: install it (pip install peft).") from None
+        raise UserError("--lora_rank needs peft: install it (pip install peft).") from None
     last_block = len(model.clip.vision_model.encoder.layers) - 1
     unused = f"vision_model.encoder.layers.{last_block}.self_attn.q_proj"
     projections = [
@@ -44,14 +49,15 @@ def add_lora(model: CATSegForSemanticSegmentation, rank: int) -> "PeftModel":
     return get_peft_model(model, config)
 
 
-def save_adapter(model: "PeftModel", folder: Path, base: str, state_dict: dict[str, Any] | None = None):
+def save_adapter(model: "PeftModel", folder: Path, base: str | None, state_dict: dict[str, Any] | None = None):
     """
     Writes the adapter that `PeftModel.from_pretrained(base_model, folder)` loads.
 
     Args:
         model (`PeftModel`): Of [`add_lora`].
         folder (`Path`): Where to.
-        base (`str`): The checkpoint that the adapter belongs to, as the adapter names it.
+        base (`str`, *optional*): The repository on the Hub that the adapter belongs to. A folder is not named: the
+            name would mean another one elsewhere.
         state_dict (`dict`, *optional*): The weights, if they are not to be taken from the model.
     """
     for config in model.peft_config.values():
@@ -60,30 +66,21 @@ def save_adapter(model: "PeftModel", folder: Path, base: str, state_dict: dict[s
     model.save_pretrained(folder, save_embedding_layers=False, state_dict=state_dict)
 
 
-def is_adapter(folder: str) -> bool:
-    return (Path(folder) / ADAPTER_CONFIG).is_file()
-
-
-def load_adapter(folder: str, **options: Any) -> CATSegForSemanticSegmentation:
+def merged_state_dict(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """
-    A model with an adapter merged into its weights.
-
-    Args:
-        folder (`str`): What [`save_adapter`] wrote.
-        options: As of `CATSegForSemanticSegmentation.from_pretrained`, for the checkpoint that the adapter names.
-
-    Raises:
-        ValueError: If peft is not installed.
+    Weights of a model of [`add_lora`], with every update added to the weight that it is for, under the names of the
+    model without LoRA. Unlike peft's `merge_and_unload` it takes what was gathered from a sharded model.
     """
-    try:
-        from peft import PeftConfig, PeftModel
-    except ImportError:
-        raise ValueError(f"{folder} is an adapter, which needs peft: install it (pip install peft).") from None
-    base = PeftConfig.from_pretrained(folder).base_model_name_or_path
-    if (Path(folder) / base).is_dir():  # written beside the adapter
-        base = str(Path(folder) / base)
-    model = CATSegForSemanticSegmentation.from_pretrained(base, **options)
-    return PeftModel.from_pretrained(model, folder).merge_and_unload()
+    merged = {}
+    for name, tensor in state_dict.items():
+        if ".original_module." in name or ".lora_" in name:
+            continue
+        if ".base_layer.weight" in name:
+            down, up = (state_dict[name.replace("base_layer", f"lora_{part}.default")] for part in "AB")
+            tensor = tensor + up @ down  # alpha is the rank: nothing is scaled
+        name = name.removeprefix("base_model.model.")
+        merged[name.replace(".base_layer.", ".").replace(".modules_to_save.default.", ".")] = tensor
+    return merged
 
 
 def is_lora(model: nn.Module) -> bool:

@@ -17,8 +17,9 @@ from catseg_hf import (
     CATSegProcessor,
     load_vocabulary,
 )
+from catseg_hf.errors import UserError, first_line
 
-from .lora import is_adapter, load_adapter
+from .lora import ADAPTER_CONFIG
 
 
 # Side of the feature grid of both published models.
@@ -34,21 +35,24 @@ def load_checkpoint(name: str, token: str | None = None) -> tuple[CATSegForSeman
     Model and processor of a CAT-Seg checkpoint, in float32.
 
     Args:
-        name (`str`): A folder, a repository on the Hub, or the folder of an adapter (see `lora.py`).
+        name (`str`): A folder or a repository on the Hub.
         token (`str`, *optional*): For the Hub.
 
     Raises:
-        ValueError: If it cannot be loaded or is of another architecture.
+        UserError: If it cannot be loaded or is of another architecture.
     """
     try:
-        if not is_adapter(name):
-            _check_architecture(name, "catseg", "--model_name_or_path", token)
-        options = {"dtype": torch.float32, "token": token}
-        load = load_adapter if is_adapter(name) else CATSegForSemanticSegmentation.from_pretrained
-        return load(name, **options), CATSegProcessor.from_pretrained(name, token=token)
+        if (Path(name) / ADAPTER_CONFIG).is_file():
+            raise UserError(f"{name} is an adapter for peft: give the folder above it, which holds the merged model.")
+        _check_architecture(name, "catseg", "--model_name_or_path", token)
+        model = CATSegForSemanticSegmentation.from_pretrained(name, dtype=torch.float32, token=token)
+        processor = CATSegProcessor.from_pretrained(name, token=token)
+        # The protocol's, whether torchvision is installed or not: a model's scores must not depend on that.
+        processor.image_processor = CATSegImageProcessorPil.from_pretrained(name, token=token)
+        return model, processor
     except UNREADABLE as error:
-        raise ValueError(
-            f"Could not load the checkpoint {name!r}: {_first_line(error)} Give a converted CAT-Seg checkpoint to "
+        raise UserError(
+            f"Could not load the checkpoint {name!r}: {first_line(error)}. Give a converted CAT-Seg checkpoint to "
             "--model_name_or_path."
         ) from None
 
@@ -63,7 +67,7 @@ def build_from_clip(name: str, token: str | None = None) -> tuple[CATSegForSeman
         token (`str`, *optional*): For the Hub.
 
     Raises:
-        ValueError: If it cannot be loaded, is of another architecture or does not suit CAT-Seg.
+        UserError: If it cannot be loaded, is of another architecture or does not suit CAT-Seg.
     """
     try:
         _check_architecture(name, "clip", "--clip_model_name_or_path", token)
@@ -71,8 +75,8 @@ def build_from_clip(name: str, token: str | None = None) -> tuple[CATSegForSeman
         tokenizer = AutoTokenizer.from_pretrained(name, token=token)
         _check_tokenizer(tokenizer, clip.config.text_config)
     except UNREADABLE as error:
-        raise ValueError(
-            f"Could not load the CLIP checkpoint {name!r}: {_first_line(error)} Give a CLIP with its tokenizer, such "
+        raise UserError(
+            f"Could not load the CLIP checkpoint {name!r}: {first_line(error)}. Give a CLIP with its tokenizer, such "
             "as openai/clip-vit-base-patch16, to --clip_model_name_or_path."
         ) from None
     num_blocks = clip.config.vision_config.num_hidden_layers
@@ -83,7 +87,7 @@ def build_from_clip(name: str, token: str | None = None) -> tuple[CATSegForSeman
             guidance_layers=[num_blocks // 3 - 1, 2 * num_blocks // 3 - 1],
         )
     except StrictDataclassError as error:
-        raise ValueError(f"The CLIP {name!r} does not suit CAT-Seg: {error.__cause__ or error}") from None
+        raise UserError(f"The CLIP {name!r} does not suit CAT-Seg: {error.__cause__ or error}") from None
     model = CATSegForSemanticSegmentation(config)
     model.clip.load_state_dict(clip.state_dict())
     image_processor = CATSegImageProcessorPil(
@@ -104,7 +108,7 @@ def read_vocabulary(name: str) -> list[str]:
             ... to names, or a configuration with such an `id2label`.
 
     Raises:
-        ValueError: If it is none of these.
+        UserError: If it is none of these.
     """
     if name in VOCABULARIES:
         return load_vocabulary(name)
@@ -114,16 +118,16 @@ def read_vocabulary(name: str) -> list[str]:
             id2label = {int(index): label for index, label in names.get("id2label", names).items()}
             names = [id2label[index] for index in range(len(id2label))]
     except KeyError as error:
-        raise ValueError(
+        raise UserError(
             f"{name} names {len(id2label)} classes, but none with the id {error}: ids are 0, 1, ..."
         ) from None
     except (OSError, AttributeError, TypeError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"--vocabulary {name} is neither one of {', '.join(VOCABULARIES)} nor a JSON file with a list of names or "
             f"a mapping of ids to names ({error})."
         ) from None
     if not isinstance(names, list) or not names or not all(isinstance(label, str) for label in names):
-        raise ValueError(f"{name} must hold a list of class names or a mapping of ids to them.")
+        raise UserError(f"{name} must hold a list of class names or a mapping of ids to them.")
     return names
 
 
@@ -144,16 +148,19 @@ def set_classes(
             The label; if not given the model's own, or 65535 if that is the id of a class.
 
     Raises:
-        ValueError: If the names cannot be prompted, or `ignore_index` is a class.
+        UserError: If the names cannot be prompted, or `ignore_index` is a class.
     """
     if labels is not None:
-        model.set_vocabulary(labels, processor(text=labels).input_ids)
+        try:
+            model.set_vocabulary(labels, processor(text=labels).input_ids)
+        except ValueError as error:
+            raise UserError(f"The vocabulary cannot be prompted: {error}") from None
     num_labels = model.config.num_labels
     if ignore_index is None:
         own = model.config.semantic_loss_ignore_index
         ignore_index = LARGEST_LABEL if 0 <= own < num_labels else own
     if ignore_index < num_labels:
-        raise ValueError(
+        raise UserError(
             f"--ignore_index {ignore_index} is the id of a class: there are {num_labels}. Give an id from "
             f"{num_labels} to {LARGEST_LABEL}."
         )
@@ -184,7 +191,7 @@ def _check_architecture(name: str, expected: str, option: str, token: str | None
     if model_type is None:
         raise OSError("there is no config.json that names an architecture.")
     if model_type != expected:
-        raise ValueError(
+        raise UserError(
             f"{name!r} is of the architecture {model_type!r}, but {option} takes {expected!r}"
             f"{' (a converted CAT-Seg checkpoint)' if expected == 'catseg' else ''}."
         )
@@ -195,8 +202,3 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerBase, text_config: CLIPTextCo
     end = text_config.eos_token_id
     if not 256 < len(tokenizer) <= text_config.vocab_size or tokenizer.eos_token_id not in (end, len(tokenizer) - 1):
         raise OSError(f"its tokenizer ({len(tokenizer)} tokens) is not the one of its text tower.")
-
-
-def _first_line(error: Exception) -> str:
-    line = next(iter(str(error).strip().split("\n")), "") or type(error).__name__
-    return line if line.endswith(".") else f"{line}."

@@ -1,6 +1,5 @@
 """One run: all that the training loop works with, and what it does beside its steps: log, save and evaluate."""
 
-import argparse
 import contextlib
 import math
 import time
@@ -17,7 +16,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from catseg_hf import CATSegConfig, CATSegProcessor
+from catseg_hf.files import replaced_file
 
+from .arguments import TrainArguments
 from .checkpoints import TrainingState, save_checkpoint
 from .data.batches import CropBatches, StreamedBatches
 from .data.examples import EvaluationImages
@@ -39,7 +40,7 @@ class Run:
     training are missing where only evaluation is wanted.
     """
 
-    args: argparse.Namespace
+    args: TrainArguments
     accelerator: Accelerator
     notice: TerminationNotice
     model: nn.Module
@@ -145,6 +146,7 @@ class Run:
             "eval_images": evaluation.num_examples,
             "eval_seconds": values["eval_seconds"],
             "sliding_window": sliding_window,
+            "image_processor": type(self.processor.image_processor).__name__,
         }
         state.record_evaluation(values)
         logger.info(f"Step {state.step}: mIoU {values.get('mean_iou', math.nan):.4f}")
@@ -156,9 +158,11 @@ class Run:
     def _keep_evaluation(self):
         folder = self.args.output_dir
         names = class_names(self.config)
-        picture = prediction_grid(self.evaluation.examples, names, self.config.semantic_loss_ignore_index)
-        picture.save(folder / PREDICTIONS)
-        log_picture(self.accelerator, "eval/predictions", picture, self.state.step)
+        if self.args.example_images:
+            picture = prediction_grid(self.evaluation.examples, names, self.config.semantic_loss_ignore_index)
+            with replaced_file(folder / PREDICTIONS) as path:
+                picture.save(path, format="png")
+            log_picture(self.accelerator, "eval/predictions", picture, self.state.step)
         checkpoint = folder / f"checkpoint-{self.state.step}"
         if checkpoint.is_dir():
             self.state.write(checkpoint)

@@ -1,6 +1,6 @@
 """Builds or loads all that a run needs, up to the step where it continues."""
 
-import argparse
+import dataclasses
 import math
 import shutil
 from pathlib import Path
@@ -13,8 +13,9 @@ from accelerate.scheduler import AcceleratedScheduler
 from torch import nn
 
 from catseg_hf import CATSegConfig, CATSegForSemanticSegmentation, CATSegProcessor
+from catseg_hf.errors import UserError
 
-from .arguments import FIXED_ARGUMENTS, PUBLISHED_BATCH_SIZE, PUBLISHED_TRAIN_STEPS, WATCHED_ARGUMENTS
+from .arguments import FIXED_ARGUMENTS, PUBLISHED_BATCH_SIZE, PUBLISHED_TRAIN_STEPS, WATCHED_ARGUMENTS, TrainArguments
 from .checkpoints import (
     CheckpointError,
     TrainingState,
@@ -29,7 +30,7 @@ from .data.crops import StreamingCrops, TrainingCrops
 from .data.examples import EvaluationImages
 from .data.sources import load_segmentation_data
 from .interruption import TerminationNotice
-from .lora import add_lora
+from .lora import ADAPTER, add_lora
 from .model import (
     FRESH_VOCABULARY,
     build_from_clip,
@@ -39,7 +40,7 @@ from .model import (
     set_classes,
 )
 from .optimization import build_optimizer, build_scheduler
-from .report.saved_model import BASE, WEIGHTS, class_names, save_lora_base
+from .report.saved_model import class_names
 from .run import Run
 from .sharding import prepare_for_sharding
 
@@ -47,16 +48,16 @@ from .sharding import prepare_for_sharding
 logger = get_logger(__name__)
 
 
-def start_run(args: argparse.Namespace, accelerator: Accelerator, notice: TerminationNotice) -> Run:
+def start_run(args: TrainArguments, accelerator: Accelerator, notice: TerminationNotice) -> Run:
     """
     Builds or loads everything that a run needs, up to where it continues.
 
     Args:
-        args (`argparse.Namespace`): Of `train_arguments.py`. What was left open there is filled in.
+        args ([`TrainArguments`]): The command line. The run has a copy in which nothing is left open.
         accelerator (`Accelerator`), notice ([`TerminationNotice`]): Of the run.
 
     Raises:
-        ValueError, CheckpointError: If anything does not fit, in words for the user.
+        UserError: If anything does not fit, in words for the user.
     """
     if accelerator.is_main_process:
         _prepare_output_dir(args)
@@ -72,11 +73,7 @@ def start_run(args: argparse.Namespace, accelerator: Accelerator, notice: Termin
     batch_size = _batch_size(args, accelerator)
     batches, num_examples = _batches(args, accelerator, model.config, processor, batch_size)
     total_batch_size = batch_size * accelerator.gradient_accumulation_steps * accelerator.num_processes
-    if args.max_train_steps is None:
-        epochs, steps = args.num_train_epochs, PUBLISHED_TRAIN_STEPS
-        args.max_train_steps = steps if epochs is None else math.ceil(epochs * num_examples / total_batch_size)
-    if args.eval_steps is None:
-        args.eval_steps = args.checkpointing_steps
+    args = _filled_in(args, num_examples, total_batch_size)
     state = TrainingState(run=_identity(args, accelerator, model.config, total_batch_size, num_examples))
     checkpoint = _checkpoint_to_resume(args, state)
 
@@ -103,26 +100,24 @@ def start_run(args: argparse.Namespace, accelerator: Accelerator, notice: Termin
     return run
 
 
-def _prepare_output_dir(args: argparse.Namespace):
+def _prepare_output_dir(args: TrainArguments):
     folder = args.output_dir
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--output_dir {folder} is a file: name a folder.")
+        raise UserError(f"--output_dir {folder} is a file: name a folder.")
     remove_incomplete(folder)
     if args.overwrite_output_dir:
         for checkpoint in complete_checkpoints(folder):
             remove_checkpoint(checkpoint)
-        for name in WEIGHTS:  # of a model or an adapter, of which the new run may leave the other
-            (folder / name).unlink(missing_ok=True)
-        shutil.rmtree(folder / BASE, ignore_errors=True)
+        shutil.rmtree(folder / ADAPTER, ignore_errors=True)
     elif args.resume_from_checkpoint is None and folder.is_dir() and any(folder.iterdir()):
-        raise ValueError(
+        raise UserError(
             f"--output_dir {folder} is not empty: continue its run with --resume_from_checkpoint latest, name another "
             "folder, or start anew in this one with --overwrite_output_dir."
         )
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def _initial_model(args: argparse.Namespace) -> tuple[CATSegForSemanticSegmentation, CATSegProcessor]:
+def _initial_model(args: TrainArguments) -> tuple[CATSegForSemanticSegmentation, CATSegProcessor]:
     vocabulary = args.vocabulary
     if args.model_name_or_path is not None:
         model, processor = load_checkpoint(args.model_name_or_path, args.hub_token)
@@ -133,7 +128,7 @@ def _initial_model(args: argparse.Namespace) -> tuple[CATSegForSemanticSegmentat
     return model, processor
 
 
-def _load_data(args: argparse.Namespace, split: str, max_samples: int | None) -> Any:
+def _load_data(args: TrainArguments, split: str, max_samples: int | None) -> Any:
     return load_segmentation_data(
         args.dataset_name,
         split,
@@ -148,19 +143,19 @@ def _load_data(args: argparse.Namespace, split: str, max_samples: int | None) ->
     )
 
 
-def _eval_images(args: argparse.Namespace, accelerator: Accelerator, config: CATSegConfig) -> EvaluationImages:
+def _eval_images(args: TrainArguments, accelerator: Accelerator, config: CATSegConfig) -> EvaluationImages:
     with accelerator.local_main_process_first():
         try:
             dataset = _load_data(args, args.eval_split, args.max_eval_samples)
         except ValueError as error:
-            raise ValueError(f"{error} (--eval_split names another part, --skip_evaluation does without.)") from None
+            raise UserError(f"{error} (--eval_split names another part, --skip_evaluation does without.)") from None
     if args.streaming:
         dataset = list(dataset)
     return EvaluationImages(dataset, config.num_labels, config.semantic_loss_ignore_index)
 
 
 def _batches(
-    args: argparse.Namespace,
+    args: TrainArguments,
     accelerator: Accelerator,
     config: CATSegConfig,
     processor: CATSegProcessor,
@@ -188,13 +183,21 @@ def _batches(
     return CropBatches(crops, args.seed, batch_size, accelerator, args.dataloader_num_workers), len(crops)
 
 
-def _batch_size(args: argparse.Namespace, accelerator: Accelerator) -> int:
+def _filled_in(args: TrainArguments, num_examples: int | None, total_batch_size: int) -> TrainArguments:
+    """With the number of steps, and when to evaluate, decided."""
+    steps = args.max_train_steps or PUBLISHED_TRAIN_STEPS
+    if args.num_train_epochs is not None:
+        steps = math.ceil(args.num_train_epochs * num_examples / total_batch_size)
+    return dataclasses.replace(args, max_train_steps=steps, eval_steps=args.eval_steps or args.checkpointing_steps)
+
+
+def _batch_size(args: TrainArguments, accelerator: Accelerator) -> int:
     """Pictures of one process at a time."""
     if args.per_device_train_batch_size is not None:
         return args.per_device_train_batch_size
     batches = accelerator.num_processes * accelerator.gradient_accumulation_steps
     if PUBLISHED_BATCH_SIZE % batches:
-        raise ValueError(
+        raise UserError(
             f"The published {PUBLISHED_BATCH_SIZE} pictures a step cannot be shared by {accelerator.num_processes} "
             f"processes that accumulate {accelerator.gradient_accumulation_steps} batches each: give "
             "--per_device_train_batch_size."
@@ -203,7 +206,7 @@ def _batch_size(args: argparse.Namespace, accelerator: Accelerator) -> int:
 
 
 def _identity(
-    args: argparse.Namespace,
+    args: TrainArguments,
     accelerator: Accelerator,
     config: CATSegConfig,
     total_batch_size: int,
@@ -229,7 +232,7 @@ def _identity(
     return identity
 
 
-def _checkpoint_to_resume(args: argparse.Namespace, state: TrainingState) -> Path | None:
+def _checkpoint_to_resume(args: TrainArguments, state: TrainingState) -> Path | None:
     if args.resume_from_checkpoint is None:
         return None
     checkpoint = find_checkpoint(args.output_dir, args.resume_from_checkpoint)
@@ -247,7 +250,7 @@ def _checkpoint_to_resume(args: argparse.Namespace, state: TrainingState) -> Pat
 
 
 def _choose_trained(
-    args: argparse.Namespace,
+    args: TrainArguments,
     accelerator: Accelerator,
     model: CATSegForSemanticSegmentation,
     processor: CATSegProcessor,
@@ -259,8 +262,6 @@ def _choose_trained(
     if args.lora_rank is None:
         model.freeze_clip(args.clip_finetuning)
     else:
-        if accelerator.is_main_process:
-            save_lora_base(args, model, processor)
         model = add_lora(model, args.lora_rank)
     freeze_unused(model, config)
     return model

@@ -8,6 +8,8 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, Sampler
 
+from catseg_hf.errors import UserError
+
 from ..interruption import shield_worker
 from .crops import EpochSampler, StreamingCrops, TrainingCrops
 
@@ -148,7 +150,7 @@ class StreamedBatches:
             self._batches = self._open_pass()
             batch = next(self._batches, None)
         if batch is None:
-            raise ValueError(
+            raise UserError(
                 f"Process {self.rank} finds too few pictures in the stream for one batch in every worker: use fewer "
                 "processes, fewer workers (--dataloader_num_workers), a smaller batch, or do without --streaming."
             )

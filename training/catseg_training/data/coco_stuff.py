@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from catseg_hf.errors import UserError
+
 from .paired_folders import Pair, matched_pairs
 
 
@@ -51,16 +53,16 @@ def coco_stuff_folders(root: Path, split: str) -> tuple[Path, Path]:
         split (`str`): "train", or "validation" ("val" for short).
 
     Raises:
-        ValueError: If there is no such split, or one of its folders is missing.
+        UserError: If there is no such split, or one of its folders is missing.
     """
     if split not in SPLIT_FOLDERS:
-        raise ValueError(f"COCO-Stuff ({root}) has no split {split!r}: choose one of {', '.join(SPLIT_FOLDERS)}.")
+        raise UserError(f"COCO-Stuff ({root}) has no split {split!r}: choose one of {', '.join(SPLIT_FOLDERS)}.")
     folders = []
     for kind, names in (("pictures", IMAGE_FOLDERS), ("labels", LABEL_FOLDERS)):
         places = [root / name / SPLIT_FOLDERS[split] for name in names]
         found = next((place for place in places if place.is_dir()), None)
         if found is None:
-            raise ValueError(
+            raise UserError(
                 f"The {kind} of split {split!r} are missing: none of {', '.join(map(str, places))} is a folder. Unzip "
                 "the download there."
             )
@@ -77,6 +79,6 @@ def coco_stuff_pairs(root: Path, split: str) -> list[Pair]:
         split (`str`): "train", or "validation" ("val" for short).
 
     Raises:
-        ValueError: If there is no such split, nothing in it, or pictures have no label.
+        UserError: If there is no such split, nothing in it, or pictures have no label.
     """
     return matched_pairs(*coco_stuff_folders(root, split))

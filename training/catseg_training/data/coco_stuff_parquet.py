@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 from tqdm import tqdm
 
-from catseg_hf.output_folder import built_aside
+from catseg_hf.errors import UserError
+from catseg_hf.files import built_aside
 
 from .coco_stuff import RAW_TO_CONTIGUOUS
 from .paired_folders import Pair
@@ -69,14 +70,14 @@ def write_parquet(pairs: Mapping[str, Sequence[Pair]], folder: Path, class_names
         num_workers (`int`): Processes that write; 0 for this one alone.
 
     Raises:
-        ValueError: If there is not enough room on the disk.
+        UserError: If there is not enough room on the disk.
     """
     sizes = {split: [_num_bytes(pair) for pair in of_split] for split, of_split in pairs.items()}
     needed = sum(map(sum, sizes.values()))
     existing = next(parent for parent in folder.resolve().parents if parent.exists())
     free = shutil.disk_usage(existing).free
     if free < needed:
-        raise ValueError(f"{folder} needs about {needed / 1e9:.1f} GB, but {existing} has {free / 1e9:.1f} GB left.")
+        raise UserError(f"{folder} needs about {needed / 1e9:.1f} GB, but {existing} has {free / 1e9:.1f} GB left.")
     with built_aside(folder) as aside:
         (aside / "data").mkdir()
         shards = {}

@@ -5,6 +5,8 @@ from typing import Any
 
 import datasets
 
+from catseg_hf.errors import UserError
+
 
 IMAGE_COLUMNS = ("image", "images", "img", "picture", "pixel_values")
 LABEL_COLUMNS = (
@@ -37,16 +39,16 @@ def find_columns(
         image_column (`str`, *optional*), label_column (`str`, *optional*): Their names, if known.
 
     Raises:
-        ValueError: If there is no such column, or several; it lists what there is.
+        UserError: If there is no such column, or several; it lists what there is.
     """
     listing = ", ".join(f"{name} ({_type_name(feature)})" for name, feature in features.items())
     if image_column is not None and image_column == label_column:
-        raise ValueError(f"One column of {source}, {image_column!r}, cannot hold both pictures and labels: {listing}.")
+        raise UserError(f"One column of {source}, {image_column!r}, cannot hold both pictures and labels: {listing}.")
     for kind, name in (("image", image_column), ("label", label_column)):
         if name is not None and name not in features:
-            raise ValueError(f"{source} has no column {name!r} (--{kind}_column): its columns are {listing}.")
+            raise UserError(f"{source} has no column {name!r} (--{kind}_column): its columns are {listing}.")
         if name is not None and not _may_hold(kind, features[name]):
-            raise ValueError(
+            raise UserError(
                 f"The column {name!r} of {source} (--{kind}_column) holds neither pictures nor, for labels, nested "
                 f"integers: its columns are {listing}."
             )
@@ -60,7 +62,7 @@ def find_columns(
     found = {"--image_column": image_column, "--label_column": label_column}
     missing = [option for option, name in found.items() if name is None]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"Which columns of {source} hold pictures and label maps? Name what was not found with "
             f"{' and '.join(missing)}: its columns are {listing}. (Files in folders are found as "
             "images/SPLIT/NAME.jpg and labels/SPLIT/NAME.png.)"

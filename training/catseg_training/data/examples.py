@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from catseg_hf.errors import UserError
+
 from .coco_stuff import MISSING_RAW_IDS, NUM_CLASSES, RAW_TO_CONTIGUOUS, UNLABELLED
 
 
@@ -37,7 +39,7 @@ def read_example(
         0..num_labels-1 or `ignore_index`.
 
     Raises:
-        ValueError: If a file is missing or damaged, the two differ in size, or an id is out of range; the message
+        UserError: If a file is missing or damaged, the two differ in size, or an id is out of range; the message
             names the file, the id and the likely cause.
     """
     image_name, label_name = (_described(example, column) for column in ("image", "label"))
@@ -45,7 +47,7 @@ def read_example(
     ids = stored_ids(example["label"], label_name)
     if ids.shape != image.shape[:2]:
         sizes = " and ".join(f"{width} x {height}" for height, width in (ids.shape, image.shape[:2]))
-        raise ValueError(
+        raise UserError(
             f"{label_name} and {image_name} differ in size (width x height): {sizes}. A label needs its picture's "
             "size, after the rotation that EXIF data may ask for: make it again."
         )
@@ -53,7 +55,7 @@ def read_example(
     fits_table = ids.dtype in (np.uint8, np.uint16) or (ids.min() >= 0 and ids.max() <= MAX_ID)
     label = np.take(table, ids) if fits_table else None
     if label is None or label.min() == _OUT_OF_RANGE:
-        raise ValueError(_refusal(np.unique(ids), table, label_name, example, num_labels, ignore_index))
+        raise UserError(_refusal(np.unique(ids), table, label_name, example, num_labels, ignore_index))
     return image, label
 
 
@@ -95,13 +97,13 @@ def _described(example: Mapping[str, Any], column: str) -> str:
 def decoded_image(value: Any, name: str) -> Image.Image:
     """An image out of a row's value, such as `{"path": ...}`, upright. Errors (ValueError) call it by `name`."""
     if value is None:
-        raise ValueError(f"{name} is missing: take the row out.")
+        raise UserError(f"{name} is missing: take the row out.")
     try:
         return _IMAGE.decode_example(value)
     except FileNotFoundError:
-        raise ValueError(f"{name} does not exist: restore the file or take it out of the data.") from None
+        raise UserError(f"{name} does not exist: restore the file or take it out of the data.") from None
     except Exception as error:  # Pillow raises all kinds for damaged files
-        raise ValueError(
+        raise UserError(
             f"{name} is truncated, damaged or not a picture: fetch it again ({error or type(error).__name__})."
         ) from None
 
@@ -109,7 +111,7 @@ def decoded_image(value: Any, name: str) -> Image.Image:
 def rgb_pixels(image: Image.Image, name: str) -> np.ndarray:
     """An image of any mode as RGB `(H, W, 3)`, uint8."""
     if image.mode == "F":
-        raise ValueError(f"{name} has floating-point pixels, whose range is not known: save it with 8 bits.")
+        raise UserError(f"{name} has floating-point pixels, whose range is not known: save it with 8 bits.")
     if image.mode.startswith("I"):
         # 16 bits of grey, which Pillow would cut off at 255 rather than scale.
         grey = (np.clip(np.asarray(image).astype(np.int64), 0, MAX_ID) + 128) // 257
@@ -129,11 +131,11 @@ def stored_ids(value: Any, name: str) -> np.ndarray:
         if ids.ndim == 3 and ids.shape[-1] == 1:
             ids = ids[..., 0]
         if ids.ndim != 2 or ids.dtype.kind not in "iu":
-            raise ValueError(f"{name} is no array of integers with rows of one length: check the label column.")
+            raise UserError(f"{name} is no array of integers with rows of one length: check the label column.")
         return ids
     image = decoded_image(value, name)
     if image.mode not in LABEL_MODES:
-        raise ValueError(
+        raise UserError(
             f"{name} is a picture of mode {image.mode}, but a label map has one channel of class ids (modes "
             f"{', '.join(LABEL_MODES)}): save the ids themselves, not colours."
         )
@@ -145,14 +147,14 @@ def stored_ids(value: Any, name: str) -> np.ndarray:
 def _label_table(label_ids: str, reduce_labels: bool, num_labels: int, ignore_index: int) -> np.ndarray:
     """(65536,) int32: from the stored id to the label, `_OUT_OF_RANGE` for ids that are neither class nor ignored."""
     if not num_labels <= ignore_index <= MAX_ID:
-        raise ValueError(
+        raise UserError(
             f"The ignore index {ignore_index} must be no class of a vocabulary of {num_labels} names and fit into 16 "
             f"bits: choose one from {num_labels} to {MAX_ID}."
         )
     table = np.full(MAX_ID + 1, _OUT_OF_RANGE, dtype=np.int32)
     if label_ids == "coco_stuff_raw":
         if num_labels < NUM_CLASSES:
-            raise ValueError(
+            raise UserError(
                 f"Raw COCO-Stuff ids are mapped to the {NUM_CLASSES} classes of COCO-Stuff, but the vocabulary has "
                 f"{num_labels} names: use coco_stuff_171."
             )

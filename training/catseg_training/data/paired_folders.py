@@ -4,6 +4,8 @@ import logging
 import os
 from pathlib import Path
 
+from catseg_hf.errors import UserError
+
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +30,7 @@ def folder_pairs(root: Path, split: str) -> list[Pair]:
     name. "validation" and "val" stand for each other.
 
     Raises:
-        ValueError: If there is no such split, nothing in it, or pictures have no label.
+        UserError: If there is no such split, nothing in it, or pictures have no label.
     """
     labels = next(root / name for name in LABEL_FOLDERS if (root / name).is_dir())
     return matched_pairs(_split_folder(root / "images", split), _split_folder(labels, split))
@@ -39,7 +41,7 @@ def _split_folder(parent: Path, split: str) -> Path:
         if name and (parent / name).is_dir():
             return parent / name
     names = sorted(path.name for path in parent.iterdir() if path.is_dir())
-    raise ValueError(
+    raise UserError(
         f"{parent} has no folder for the split {split!r}: "
         + (f"it has {', '.join(names)}." if names else f"move its files into {parent / split}.")
     )
@@ -51,14 +53,14 @@ def matched_pairs(image_folder: Path, label_folder: Path) -> list[Pair]:
     picture are left out with a warning.
 
     Raises:
-        ValueError: If there is no picture, or pictures have no label.
+        UserError: If there is no picture, or pictures have no label.
     """
     images, labels = files_by_name(image_folder, IMAGE_SUFFIXES), label_files(label_folder)
     if not images:
-        raise ValueError(f"There are no pictures in {image_folder}: accepted are {', '.join(IMAGE_SUFFIXES)}.")
+        raise UserError(f"There are no pictures in {image_folder}: accepted are {', '.join(IMAGE_SUFFIXES)}.")
     without_label = sorted(images.keys() - labels.keys())
     if without_label:
-        raise ValueError(
+        raise UserError(
             f"{len(without_label):,} of {len(images):,} pictures in {image_folder} have no label of the same name in "
             f"{label_folder}: {first_names(without_label)}. Add the labels or take these pictures out."
         )
@@ -82,7 +84,7 @@ def files_by_name(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     Files of a folder and its subfolders by their name in it without the suffix. Hidden ones are left out.
 
     Raises:
-        ValueError: If two files differ in nothing but the suffix.
+        UserError: If two files differ in nothing but the suffix.
     """
     files: dict[str, Path] = {}
     for parent, _, names in os.walk(folder, followlinks=True):
@@ -93,7 +95,7 @@ def files_by_name(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
             path = Path(parent, file)
             name = stem if parent == str(folder) else str(path.relative_to(folder).with_suffix(""))
             if name in files:
-                raise ValueError(f"{files[name]} and {path} have the same name: keep one of them.")
+                raise UserError(f"{files[name]} and {path} have the same name: keep one of them.")
             files[name] = path
     return files
 

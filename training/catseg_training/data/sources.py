@@ -10,6 +10,8 @@ from typing import Any
 import datasets
 from datasets.exceptions import DatasetGenerationError
 
+from catseg_hf.errors import UserError, first_line
+
 from .coco_stuff import coco_stuff_pairs, is_coco_stuff_folder
 from .columns import find_columns, is_label_array
 from .examples import LABEL_IDS
@@ -64,15 +66,15 @@ def load_segmentation_data(
         "name", for messages, and "label_ids" and "reduce_labels", which tell [`read_example`] how to map them.
 
     Raises:
-        ValueError: In words for the user, if there is no such source, split or column, or nothing in it.
+        UserError: In words for the user, if there is no such source, split or column, or nothing in it.
     """
     if label_ids not in (None, *LABEL_IDS):
-        raise ValueError(f"Unknown label_ids {label_ids!r}: choose one of {', '.join(LABEL_IDS)}.")
+        raise UserError(f"Unknown label_ids {label_ids!r}: choose one of {', '.join(LABEL_IDS)}.")
     folder = Path(source).expanduser()
     is_coco_stuff = is_coco_stuff_folder(folder)
     if is_coco_stuff or is_paired_folder(folder):
         if (config_name, image_column, label_column) != (None, None, None):
-            raise ValueError(
+            raise UserError(
                 f"{source} is a folder of pictures and labels under the same names, which has no configuration and no "
                 "columns: leave them out."
             )
@@ -118,13 +120,13 @@ def _loaded(
     elif path.exists():
         arguments = {"path": str(path)}
     elif path.is_absolute() or str(source).startswith(("~", ".")):
-        raise ValueError(f"There is no file or folder {source}.")
+        raise UserError(f"There is no file or folder {source}.")
     else:
         arguments = {"path": str(source)}
     with _explained_errors(source, split):
         dataset = datasets.load_dataset(**arguments, split=split, **options)
     if dataset.features is None:
-        raise ValueError(f"The columns of {source} are not known while it is streamed: load it without streaming.")
+        raise UserError(f"The columns of {source} are not known while it is streamed: load it without streaming.")
     columns = find_columns(dataset.features, str(source), image_column, label_column)
     has_arrays = is_label_array(dataset.features[columns[1]])
     dataset = dataset.select_columns(columns)
@@ -139,7 +141,7 @@ def _loaded(
     with _explained_errors(source, split):
         is_empty = next(iter(dataset.take(1)), None) is None if options["streaming"] else len(dataset) == 0
     if is_empty:
-        raise ValueError(f"The split {split!r} of {source} is empty: choose another one.")
+        raise UserError(f"The split {split!r} of {source} is empty: choose another one.")
     return dataset
 
 
@@ -151,10 +153,9 @@ def _explained_errors(source: str | os.PathLike, split: str) -> Iterator[None]:
         # This one only says that something went wrong.
         is_vague = isinstance(error, DatasetGenerationError) and error.__cause__ is not None
         cause = error.__cause__ if is_vague else error
-        reason = str(cause).strip().split("\n")[0].rstrip(".!") or type(cause).__name__
-        raise ValueError(
-            f"The split {split!r} of {source} cannot be loaded: {reason}. Name a folder that is here, or a data set "
-            "of the Hub without a loading script, and one of its splits."
+        raise UserError(
+            f"The split {split!r} of {source} cannot be loaded: {first_line(cause)}. Name a folder that is here, or a "
+            "dataset of the Hub without a loading script, and one of its splits."
         ) from error
 
 

@@ -1,6 +1,5 @@
 """The card (README.md) of a trained model: data, hyperparameters, curves and results, with metadata for the Hub."""
 
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -13,8 +12,9 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from catseg_hf import CATSegConfig
 from catseg_hf.citation import BIBTEX, PAPER
+from catseg_hf.files import replaced_file
 
-from .results import replace_file
+from ..lora import ADAPTER
 
 
 # The files of `reporting.py` that are shown, and what is said of them.
@@ -86,20 +86,11 @@ Without `candidate_labels` its own classes are segmented. Model and processor lo
 `AutoModelForSemanticSegmentation.from_pretrained("{name}", trust_remote_code=True)` and
 `AutoProcessor.from_pretrained("{name}", trust_remote_code=True)`."""
 
-ADAPTER_USAGE = """\
-It is an adapter for [peft](https://github.com/huggingface/peft), with the aggregator and the decoder in full. It needs
-the package `catseg_hf`.
+ADAPTER_USAGE = """
 
-```python
-import catseg_hf  # registers CAT-Seg
-{imports}from peft import PeftModel
-from transformers import AutoModelForSemanticSegmentation, AutoProcessor
-
-folder = {folder}
-model = AutoModelForSemanticSegmentation.from_pretrained({base})
-model = PeftModel.from_pretrained(model, folder).merge_and_unload()
-processor = AutoProcessor.from_pretrained(folder)
-```"""
+The update of CLIP is there as an adapter for [peft](https://github.com/huggingface/peft) too, with the aggregator and
+the decoder in full: `PeftModel.from_pretrained(base_model, "{name}", subfolder="{folder}")`, where `base_model` is
+{base}."""
 
 
 @dataclass
@@ -133,12 +124,12 @@ def write_training_card(
     hyperparameters: Mapping[str, Any],
     results: Mapping[str, Any] | None = None,
     base_model: str | None = None,
-    lora: bool = False,
+    has_adapter: bool = False,
 ):
     """
     Writes README.md. The pictures of `reporting.py` that lie in `output_dir` are shown in it: call this after
     `write_results` and `plot_curves(history, output_dir / "training_curves.png")` and, for examples,
-    `prediction_grid(...).save(output_dir / "predictions.png")`; for an adapter, after it has been saved there.
+    `prediction_grid(...).save(output_dir / "predictions.png")`.
 
     Args:
         output_dir (`str` or `os.PathLike`): The folder that the model is saved in.
@@ -150,7 +141,7 @@ def write_training_card(
             (bool); without it the card says that nothing was evaluated.
         base_model (`str`, *optional*): What training started from, as it was given: a checkpoint or a CLIP, a
             repository on the Hub or a folder (of which only the last part is published).
-        lora (`bool`): Whether the folder holds a PEFT adapter and not a whole model.
+        has_adapter (`bool`): Whether the folder has an adapter for peft too.
     """
     output_dir = Path(output_dir)
     body = BODY.format(
@@ -161,18 +152,17 @@ def write_training_card(
         image_size=config.image_size,
         num_classes=config.num_labels,
         first_classes=", ".join([config.id2label[index] for index in sorted(config.id2label)[:3]] + ["..."]),
-        usage=_usage(output_dir, name, base_model, lora),
+        usage=_usage(name, base_model, has_adapter),
         training=_training(output_dir, data, hyperparameters),
         results=_results(output_dir, data, results),
     )
-    metadata = _metadata(name, data, results or {}, base_model, lora)
+    metadata = _metadata(name, data, results or {}, base_model)
     card = f"---\n{metadata.to_yaml()}\n---\n{body}"
-    replace_file(output_dir / "README.md", lambda path: path.write_text(card, encoding="utf-8"))
+    with replaced_file(output_dir / "README.md") as path:
+        path.write_text(card, encoding="utf-8")
 
 
-def _metadata(
-    name: str, data: TrainingData, results: Mapping[str, Any], base_model: str | None, lora: bool
-) -> ModelCardData:
+def _metadata(name: str, data: TrainingData, results: Mapping[str, Any], base_model: str | None) -> ModelCardData:
     dataset = data.name if data.on_hub else _last_part(data.name)
     eval_results = [
         EvalResult(
@@ -193,9 +183,9 @@ def _metadata(
     return ModelCardData(
         language="en",
         license="mit",
-        library_name="peft" if lora else "transformers",
+        library_name="transformers",
         pipeline_tag="image-segmentation",
-        base_model=base_model if _is_on_hub(base_model) else None,
+        base_model=base_model if is_on_hub(base_model) else None,
         datasets=[data.name] if data.on_hub else None,
         metrics=["mean_iou"] if eval_results else None,
         tags=["catseg", "open-vocabulary-segmentation", "semantic-segmentation", "zero-shot", "clip", "vision"],
@@ -204,7 +194,8 @@ def _metadata(
     )
 
 
-def _is_on_hub(model: str | None) -> bool:
+def is_on_hub(model: str | None) -> bool:
+    """Whether a name is that of a repository on the Hub rather than of a folder."""
     if model is None or Path(model).expanduser().exists():
         return False
     try:
@@ -221,7 +212,7 @@ def _last_part(name: str) -> str:
 def _origin(base_model: str | None) -> str:
     if base_model is None:
         return "random weights"
-    if _is_on_hub(base_model):
+    if is_on_hub(base_model):
         return f"[{base_model}](https://huggingface.co/{base_model})"
     return f"the checkpoint `{_last_part(base_model)}`"
 
@@ -245,20 +236,9 @@ def _training(output_dir: Path, data: TrainingData, hyperparameters: Mapping[str
     return "\n\n".join(blocks)
 
 
-def _usage(output_dir: Path, name: str, base_model: str | None, lora: bool) -> str:
-    if not lora:
-        return USAGE.format(name=name)
-    imports, folder = "", f'"{name}"'
-    if "/" in name:
-        imports, folder = "from huggingface_hub import snapshot_download\n", f'snapshot_download("{name}")'
-    base = json.loads((output_dir / "adapter_config.json").read_text(encoding="utf-8"))["base_model_name_or_path"]
-    if _is_on_hub(base):
-        place = f'"{base}"'
-    elif base == base_model:  # a folder that only the model's owner has
-        place = f'"{_last_part(base)}"'
-    else:  # Not as `subfolder`, which transformers looks for in the folder that the adapter names.
-        place = f'f"{{folder}}/{base}"'
-    return ADAPTER_USAGE.format(imports=imports, folder=folder, base=place)
+def _usage(name: str, base_model: str | None, has_adapter: bool) -> str:
+    usage = USAGE.format(name=name)
+    return usage + ADAPTER_USAGE.format(name=name, folder=ADAPTER, base=_origin(base_model)) if has_adapter else usage
 
 
 def _results(output_dir: Path, data: TrainingData, results: Mapping[str, Any] | None) -> str:

@@ -5,9 +5,32 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
+from catseg_hf.errors import UserError, first_line
 
-# What is not part of the model: checkpoints, what is half-written, the trackers' logs.
-NOT_UPLOADED = ["checkpoint-*", "checkpoint-*/**", ".*", ".*/**", "logs/**"]
+from ..lora import ADAPTER
+
+
+# What is uploaded: the model with its code and processor, its card and its results. Anything else that lies in the
+# folder, such as checkpoints, logs and the state that a run continues from, is the user's own.
+PUBLISHED = (
+    "*.py",
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "config.json",
+    "processor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.json",
+    "merges.txt",
+    "README.md",
+    "LICENSE",
+    "all_results.json",
+    "per_class_iou.*",
+    "predictions.png",
+    "training_curves.png",
+)
+PUBLISHED_ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 
 
 def create_repository(name: str, private: bool, token: str | None) -> str:
@@ -23,15 +46,22 @@ def create_repository(name: str, private: bool, token: str | None) -> str:
         `str`: Its full name.
 
     Raises:
-        ValueError: If that fails.
+        UserError: If that fails.
     """
     try:
         return HfApi(token=token).create_repo(name, private=True if private else None, exist_ok=True).repo_id
     except Exception as error:  # the transport's own errors, whichever HTTP library it uses
-        raise ValueError(
+        raise UserError(
             f"There is no writing to {name} on the Hub ({_reason(error)}): log in (`hf auth login`, --hub_token or "
             "HF_TOKEN), choose another --hub_model_id, or leave --push_to_hub out."
         ) from None
+
+
+def published_files(folder: Path) -> list[str]:
+    """The files of a run's folder that are uploaded, by their names in it."""
+    files = [path for pattern in PUBLISHED for path in folder.glob(pattern)]
+    files += [folder / ADAPTER / name for name in PUBLISHED_ADAPTER]
+    return sorted(str(path.relative_to(folder)) for path in files if path.is_file())
 
 
 def upload(folder: Path, name: str, token: str | None) -> str:
@@ -47,20 +77,23 @@ def upload(folder: Path, name: str, token: str | None) -> str:
         `str`: The address of the commit.
 
     Raises:
-        ValueError: If that fails, with the command that tries again.
+        UserError: If that fails, with the command that tries again.
     """
     try:
         commit = HfApi(token=token).upload_folder(
-            repo_id=name, folder_path=folder, ignore_patterns=NOT_UPLOADED, commit_message="Add the trained model"
+            repo_id=name,
+            folder_path=folder,
+            allow_patterns=published_files(folder),
+            commit_message="Add the trained model",
         )
     except Exception as error:
-        raise ValueError(
-            f"Could not upload to {name} ({_reason(error)}). {folder} is complete: try again with `hf upload {name} "
-            f'{folder} --exclude "checkpoint-*" ".*" "logs/*"`.'
+        raise UserError(
+            f"Could not upload to {name} ({_reason(error)}). {folder} is complete: the same command with "
+            "--resume_from_checkpoint latest tries again and trains nothing."
         ) from None
     return commit.commit_url
 
 
 def _reason(error: Exception) -> str:
-    line = next(iter(str(error).strip().split("\n")), "") or type(error).__name__
+    line = first_line(error)
     return f"status {error.response.status_code}: {line}" if isinstance(error, HfHubHTTPError) else line

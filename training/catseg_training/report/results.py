@@ -4,7 +4,7 @@ import csv
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
+from catseg_hf.files import replaced_file
 from catseg_hf.visualization import draw_segmentation
 
 from .charts import class_chart, curves_chart
@@ -44,7 +45,8 @@ def write_results(output_dir: str | os.PathLike, results: Mapping[str, Any], cla
     write_json(output_dir / "all_results.json", results)
     if classes:
         write_json(output_dir / "per_class_iou.json", classes)
-        replace_file(output_dir / "per_class_iou.csv", lambda path: _write_csv(path, classes))
+        with replaced_file(output_dir / "per_class_iou.csv") as path:
+            _write_csv(path, classes)
         save_figure(class_chart(classes), output_dir / "per_class_iou.png")
 
 
@@ -140,16 +142,6 @@ def plot_curves(history: Iterable[Mapping[str, float]], path: str | os.PathLike)
         save_figure(figure, Path(path))
 
 
-def replace_file(path: Path, write: Callable[[Path], Any]):
-    """Lets `write` make a file, which takes its place under `path` when it is complete."""
-    aside = path.with_name(f".{path.name}.incomplete")
-    try:
-        write(aside)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
 def _class_rows(results: Mapping[str, Any], class_names: Sequence[str]) -> list[dict[str, Any]]:
     """Index, name, IoU and accuracy of every class."""
     iou = _to_floats(results["per_category_iou"])
@@ -169,7 +161,8 @@ def _to_floats(values: Any) -> list[float]:
 def write_json(path: Path, value: Any):
     """Writes nested mappings and lists, numpy and torch values among them. NaN and infinities become null."""
     text = json.dumps(_to_json(value), indent=2, ensure_ascii=False, allow_nan=False)
-    replace_file(path, lambda aside: aside.write_text(text + "\n", encoding="utf-8"))
+    with replaced_file(path) as aside:
+        aside.write_text(text + "\n", encoding="utf-8")
 
 
 def _to_json(value: Any) -> Any:
@@ -194,4 +187,5 @@ def _write_csv(path: Path, classes: Sequence[Mapping[str, Any]]):
 
 def save_figure(figure: Figure, path: Path):
     """Writes a figure as a PNG file."""
-    replace_file(path, lambda aside: figure.savefig(aside, dpi=120, format="png"))
+    with replaced_file(path) as aside:
+        figure.savefig(aside, dpi=120, format="png")

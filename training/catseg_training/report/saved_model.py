@@ -1,6 +1,5 @@
-"""What a finished run leaves in its folder: the model or adapter, its processor and code, results, curves and card."""
+"""What a finished run leaves in its folder: the model (and its adapter) with processor and code, results and card."""
 
-import argparse
 import platform
 import shutil
 from collections.abc import Mapping
@@ -13,21 +12,18 @@ import transformers
 from accelerate import Accelerator
 from torch import nn
 
-from catseg_hf import CATSegConfig, CATSegForSemanticSegmentation, CATSegProcessor
+from catseg_hf import CATSegConfig, CATSegProcessor
+from catseg_hf.files import replaced_together
 
-from ..arguments import recorded_arguments
-from ..checkpoints import TrainingState, replaced_together
-from ..lora import is_lora, save_adapter
-from .card import TrainingData, write_training_card
+from ..arguments import TrainArguments
+from ..checkpoints import TrainingState
+from ..lora import ADAPTER, is_lora, merged_state_dict, save_adapter
+from .card import TrainingData, is_on_hub, write_training_card
 from .results import plot_curves, write_results
 
 
 PREDICTIONS = "predictions.png"
 CURVES = "training_curves.png"
-# Of a model, and of an adapter.
-WEIGHTS = ("config.json", "model.safetensors", "adapter_config.json", "adapter_model.safetensors")
-# Beside an adapter: the checkpoint that it belongs to, where none can be named.
-BASE = "base"
 LICENSE = Path(__file__).resolve().parents[3] / "LICENSE"
 
 
@@ -35,17 +31,8 @@ def class_names(config: CATSegConfig) -> list[str]:
     return [config.id2label[index] for index in range(config.num_labels)]
 
 
-def save_lora_base(args: argparse.Namespace, model: CATSegForSemanticSegmentation, processor: CATSegProcessor):
-    """Keeps the checkpoint that an adapter is trained for, unless it is the one that the run was given."""
-    if args.clip_model_name_or_path is None and args.vocabulary is None and args.ignore_index is None:
-        return
-    with replaced_together(args.output_dir) as folder:
-        model.save_pretrained(folder / BASE)
-        processor.save_pretrained(folder / BASE)
-
-
 def save_trained_model(
-    args: argparse.Namespace,
+    args: TrainArguments,
     accelerator: Accelerator,
     model: nn.Module,
     processor: CATSegProcessor,
@@ -58,7 +45,7 @@ def save_trained_model(
     Writes everything that belongs to a trained model into the run's folder. All processes call this together.
 
     Args:
-        args (`argparse.Namespace`): The run's arguments.
+        args ([`TrainArguments`]): The run's arguments.
         accelerator (`Accelerator`): Of the run.
         model (`nn.Module`): As `accelerator.prepare` gave it.
         processor ([`CATSegProcessor`]): Its processor.
@@ -74,9 +61,9 @@ def save_trained_model(
     base = args.model_name_or_path or args.clip_model_name_or_path
     with replaced_together(args.output_dir) as folder:
         if is_lora(model):
-            save_adapter(model, folder, BASE if (args.output_dir / BASE).is_dir() else base, state_dict)
-        else:
-            model.save_pretrained(folder, state_dict=state_dict)
+            save_adapter(model, folder / ADAPTER, base if is_on_hub(base) else None, state_dict)
+            state_dict, model = merged_state_dict(state_dict), model.get_base_model()
+        model.save_pretrained(folder, state_dict=state_dict)
         processor.save_pretrained(folder)
         state.write(folder)
         write_results(folder, results, class_names(model.config))
@@ -92,7 +79,7 @@ def save_trained_model(
             hyperparameters=_hyperparameters(args, state),
             results=results if "mean_iou" in results else None,
             base_model=base,
-            lora=is_lora(model),
+            has_adapter=args.lora_rank is not None,
         )
 
 
@@ -111,7 +98,7 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
     }
 
 
-def _hyperparameters(args: argparse.Namespace, state: TrainingState) -> dict[str, Any]:
+def _hyperparameters(args: TrainArguments, state: TrainingState) -> dict[str, Any]:
     """For the card."""
     values = {
         "steps": state.step,
@@ -132,7 +119,7 @@ def _hyperparameters(args: argparse.Namespace, state: TrainingState) -> dict[str
     return values | {"trained for": f"{state.train_seconds / 3600:.2f} hours"}
 
 
-def training_results(args: argparse.Namespace, accelerator: Accelerator, state: TrainingState) -> dict[str, Any]:
+def training_results(args: TrainArguments, accelerator: Accelerator, state: TrainingState) -> dict[str, Any]:
     """What all_results.json says of the training."""
     losses = [entry["loss"] for entry in state.history if "loss" in entry]
     num_images = state.step * state.run["total_batch_size"]
@@ -145,5 +132,5 @@ def training_results(args: argparse.Namespace, accelerator: Accelerator, state: 
         "train_images_per_second": num_images / max(state.train_seconds, 1e-9),
         "train_loss": losses[-1] if losses else None,
         "environment": environment(accelerator),
-        "arguments": recorded_arguments(args),
+        "arguments": args.recorded(),
     }

@@ -10,6 +10,8 @@ from accelerate.logging import get_logger
 from accelerate.tracking import filter_trackers
 from PIL import Image
 
+from catseg_hf.errors import UserError
+
 
 logger = get_logger(__name__)
 
@@ -21,12 +23,12 @@ def choose_trackers(report_to: str) -> list[str] | str | None:
     What `Accelerator(log_with=...)` takes for `--report_to`.
 
     Raises:
-        ValueError: If the tracker is not installed.
+        UserError: If the tracker is not installed.
     """
     if report_to in ("none", "all"):
         return None if report_to == "none" else "all"
     if not filter_trackers([report_to], logging_dir="."):
-        raise ValueError(f"--report_to {report_to} needs the package: install it (pip install {report_to}).")
+        raise UserError(f"--report_to {report_to} needs the package: install it (pip install {report_to}).")
     return [report_to]
 
 
