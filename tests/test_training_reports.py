@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from catseg_hf import load_vocabulary
+from catseg_hf.errors import UserError
 from catseg_hf.visualization import class_color
 from catseg_training.report.card import TrainingData, write_training_card
 from catseg_training.report.charts import class_chart, curves_chart
@@ -111,9 +112,9 @@ def test_a_full_disk_leaves_the_files_of_before(tmp_path, monkeypatch):
         raise OSError("No space left on device")
 
     monkeypatch.setattr(Figure, "savefig", fail)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(UserError, match="No space"):
         write_results(tmp_path, RESULTS, NAMES)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(UserError, match="No space"):
         plot_curves([{"step": 1, "loss": 3.0}], tmp_path / "curves.png")
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
