@@ -8,7 +8,8 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
-from ..report.results import replace_file
+from catseg_hf.files import replaced_file
+
 from .description import Benchmark
 
 
@@ -60,7 +61,8 @@ def write_model_card(
     card.data.metrics = card.data.metrics or ["mean_iou"]
     card.text = _with_table(card.text, table)
     for folder in {output_dir, Path(model) if Path(model).is_dir() else output_dir}:
-        replace_file(folder / "README.md", lambda path: path.write_text(str(card), encoding="utf-8"))
+        with replaced_file(folder / "README.md") as path:
+            path.write_text(str(card), encoding="utf-8")
 
 
 def _read_card(model: str) -> ModelCard:

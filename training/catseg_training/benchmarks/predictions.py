@@ -7,8 +7,9 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
+from catseg_hf.files import replaced_file
+
 from ..data.examples import stored_ids
-from ..report.results import replace_file
 from .images import BenchmarkImages
 
 
@@ -21,7 +22,8 @@ def save_prediction(file: Path, prediction: np.ndarray, num_classes: int):
     """Writes class ids `(H, W)`, in 8 bits if all classes fit and in 16 otherwise."""
     file.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(prediction.astype(np.uint8 if num_classes <= 256 else np.uint16))
-    replace_file(file, lambda path: image.save(path, format="png"))
+    with replaced_file(file) as path:
+        image.save(path, format="png")
 
 
 class SavedPredictions(Dataset):

@@ -9,7 +9,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..report.results import prediction_grid, replace_file, save_figure, write_json, write_results
+from catseg_hf.files import replaced_file
+
+from ..report.results import prediction_grid, save_figure, write_json, write_results
 from .charts import confusion_chart
 from .description import Benchmark
 from .evaluation import BenchmarkResult
@@ -45,9 +47,11 @@ def write_benchmark_report(folder: Path, result: BenchmarkResult):
     for name, examples in (("best", result.best), ("worst", result.worst)):
         if examples:
             grid = prediction_grid(examples, benchmark.class_names, benchmark.ignore_index)
-            replace_file(folder / f"{name}_images.png", lambda path, grid=grid: grid.save(path, format="png"))
+            with replaced_file(folder / f"{name}_images.png") as path:
+                grid.save(path, format="png")
     table = image_table(result.rows)
-    replace_file(folder / "images.parquet", lambda path: pq.write_table(table, path))
+    with replaced_file(folder / "images.parquet") as path:
+        pq.write_table(table, path)
 
 
 def image_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
@@ -73,9 +77,11 @@ def write_summary(folder: Path, results: Mapping[str, Mapping[str, Any]], benchm
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "results.json", results)
     rows = _rows(results, benchmarks)
-    replace_file(folder / "results.csv", lambda path: _write_csv(path, rows))
+    with replaced_file(folder / "results.csv") as path:
+        _write_csv(path, rows)
     table = summary_table(results, benchmarks)
-    replace_file(folder / "results.md", lambda path: path.write_text(table, encoding="utf-8"))
+    with replaced_file(folder / "results.md") as path:
+        path.write_text(table, encoding="utf-8")
 
 
 def summary_table(results: Mapping[str, Mapping[str, Any]], benchmarks: Sequence[Benchmark]) -> str:

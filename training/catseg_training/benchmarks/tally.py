@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from catseg_hf.files import replaced_file
 from metrics.mean_iou.mean_iou import ConfusionMatrix
 
-from ..report.results import replace_file
 from .description import Benchmark, BenchmarkError
 
 
@@ -89,7 +89,8 @@ class Tally:
         for path in self._parts():
             if not resume or _read_part(path) is None:
                 path.unlink()
-        replace_file(self.folder / RUN_FILE, lambda path: path.write_text(json.dumps(run)))
+        with replaced_file(self.folder / RUN_FILE) as path:
+            path.write_text(json.dumps(run))
 
     def load(self):
         """Reads what all processes have counted. A part that is damaged is left out: its images count as not done."""
@@ -139,7 +140,8 @@ class Tally:
         counts = np.stack([labels, predictions, self._new_matrix[labels, predictions]], axis=-1)
         text = json.dumps({"rows": self._new_rows, "counts": counts.tolist()})
         path = self.folder / f"part-{uuid.uuid4().hex}.json"
-        replace_file(path, lambda aside: aside.write_text(text, encoding="utf-8"))
+        with replaced_file(path) as aside:
+            aside.write_text(text, encoding="utf-8")
         self._begin_part()
 
     def scores(self) -> dict[str, Any]:
