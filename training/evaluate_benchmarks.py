@@ -26,6 +26,7 @@ from accelerate.logging import get_logger
 from accelerate.utils import InitProcessGroupKwargs
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from catseg_hf.errors import UserError
 from catseg_training.benchmarks.card import write_model_card
 from catseg_training.benchmarks.evaluation import evaluate_benchmark
 from catseg_training.benchmarks.files import find_files
@@ -33,12 +34,12 @@ from catseg_training.benchmarks.predictors import FilePredictor, ModelPredictor
 from catseg_training.benchmarks.published import PUBLISHED, find_benchmark
 from catseg_training.benchmarks.report import summary_table, write_benchmark_report, write_summary
 from catseg_training.inference import Views
-from catseg_training.interruption import EXIT_STATUS, TerminationNotice
+from catseg_training.interruption import TerminationNotice
 from catseg_training.model import load_checkpoint
 from catseg_training.report.saved_model import environment
 
 
-logger = get_logger(__name__)
+logger = get_logger("catseg_training")
 
 # Other processes wait for the main one while it writes.
 TIMEOUT = timedelta(hours=3)
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with logging_redirect_tqdm(), TerminationNotice(accelerator) as notice:
             status = evaluate(args, accelerator, notice)
         accelerator.end_training()
-    except (OSError, ValueError) as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -127,8 +128,8 @@ def build_accelerator() -> Accelerator:
         cpu=not torch.accelerator.is_available(),
         kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
     )
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
-    logging.getLogger("accelerate").setLevel(logging.WARNING)
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("catseg_training").setLevel(logging.INFO)
     if not accelerator.is_main_process:
         transformers.utils.logging.disable_progress_bar()
     return accelerator
@@ -158,8 +159,8 @@ def evaluate(args: argparse.Namespace, accelerator: Accelerator, notice: Termina
             stop=notice.is_due,
         )
         if notice.is_due():
-            logger.warning("Stopping, as SIGTERM asked: continue with --resume.")
-            return EXIT_STATUS
+            logger.warning("Stopped by a signal: continue with --resume.")
+            return notice.exit_status
         if accelerator.is_main_process:
             result.values["environment"] = environment(accelerator)
             results[benchmark.name] = result.values

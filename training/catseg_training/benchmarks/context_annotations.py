@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from catseg_hf.errors import UserError
+
 from .description import BenchmarkError
 
 
@@ -57,7 +59,7 @@ class ContextAnnotations:
         label = np.zeros(size, dtype=np.int32)
         for category, segmentation in self._segments[image["image_id"]]:
             if tuple(segmentation["size"]) != size:
-                raise ValueError(f"a segment of category {category} is {segmentation['size']} and not {list(size)}")
+                raise UserError(f"a segment of category {category} is {segmentation['size']} and not {list(size)}")
             label[decode_mask(segmentation["counts"], *size)] = category
         return label
 
@@ -72,7 +74,7 @@ def decode_mask(counts: str | Sequence[int], height: int, width: int) -> np.ndar
     """
     lengths = _decode_lengths(counts) if isinstance(counts, str) else list(counts)
     if sum(lengths) != height * width or min(lengths, default=0) < 0:
-        raise ValueError(f"a run-length code of {sum(lengths)} pixels is not one of {height} x {width}")
+        raise UserError(f"a run-length code of {sum(lengths)} pixels is not one of {height} x {width}")
     is_inside = np.arange(len(lengths)) % 2 == 1
     return np.repeat(is_inside, lengths).reshape(width, height).T
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from catseg_hf import VOCABULARIES, load_vocabulary
+from catseg_hf.errors import UserError
 
 
 MAX_ID = 65535
@@ -19,7 +20,7 @@ JSON_KEYS = ("name", "vocabulary", "images", "labels", "ignore_index", "label_ma
 REQUIRED_JSON_KEYS = JSON_KEYS[:4]
 
 
-class BenchmarkError(ValueError):
+class BenchmarkError(UserError):
     """Something is wrong with a benchmark's description or data, in words for the user."""
 
 

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import Dataset
 
+from catseg_hf.errors import UserError
+
 from ..data.examples import decoded_image, rgb_pixels
 from .description import Benchmark
 from .files import ImageFiles
@@ -57,7 +59,7 @@ class BenchmarkImages(Dataset):
         ids = read_label_ids(self.benchmark.label_format, label_path, name)
         if ids.shape != image.shape[:2]:
             sizes = " and ".join(f"{width} x {height}" for height, width in (image.shape[:2], ids.shape))
-            raise ValueError(f"{image_path} and its label {label_path} differ in size (width x height): {sizes}.")
+            raise UserError(f"{image_path} and its label {label_path} differ in size (width x height): {sizes}.")
         return shrink(image, self._classes(ids, f"{label_path} ({name})"), self.benchmark.max_shortest_edge)
 
     def _classes(self, ids: np.ndarray, name: str) -> np.ndarray:
@@ -71,7 +73,7 @@ class BenchmarkImages(Dataset):
             is_inside = label >= 0
         unknown = np.unique(ids[~is_inside]).tolist()
         named = ", ".join(map(str, unknown[:MAX_NAMED_IDS])) + (", ..." if len(unknown) > MAX_NAMED_IDS else "")
-        raise ValueError(
+        raise UserError(
             f"{name} holds the id{'s' if len(unknown) > 1 else ''} {named}, which {self.benchmark.name} does not "
             "know: is it another benchmark's label, or one that was converted?"
         )

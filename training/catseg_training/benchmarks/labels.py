@@ -5,6 +5,8 @@ from pathlib import Path
 import numpy as np
 from scipy.io import loadmat
 
+from catseg_hf.errors import UserError
+
 from ..data.examples import decoded_image, stored_ids
 from .context_annotations import read_annotations
 
@@ -38,7 +40,7 @@ def _read_ids(path: Path, name: str) -> np.ndarray:
 def _read_ade20k_full(path: Path, name: str) -> np.ndarray:
     image = decoded_image({"path": str(path), "bytes": None}, str(path))
     if image.mode != "RGB":
-        raise ValueError(f"{path} is an image of mode {image.mode}, but ADE20K's full release has RGB labels.")
+        raise UserError(f"{path} is an image of mode {image.mode}, but ADE20K's full release has RGB labels.")
     red, green, _ = np.moveaxis(np.asarray(image), -1, 0)
     return red // 10 * np.uint16(256) + green
 
@@ -47,15 +49,15 @@ def _read_matlab(path: Path, name: str) -> np.ndarray:
     try:
         label = loadmat(path)["LabelMap"]
     except FileNotFoundError:
-        raise ValueError(f"{path} does not exist: restore the file.") from None
+        raise UserError(f"{path} does not exist: restore the file.") from None
     except KeyError:
-        raise ValueError(f"{path} has no matrix LabelMap: it is not a label of PASCAL Context.") from None
+        raise UserError(f"{path} has no matrix LabelMap: it is not a label of PASCAL Context.") from None
     except Exception as error:  # scipy raises all kinds for damaged files
-        raise ValueError(
+        raise UserError(
             f"{path} is truncated, damaged or no .mat file: fetch it again ({error or type(error).__name__})."
         ) from None
     if label.ndim != 2 or label.dtype.kind not in "iu":
-        raise ValueError(f"{path} has a LabelMap of type {label.dtype} and {label.ndim} axes, but needs integers, 2.")
+        raise UserError(f"{path} has a LabelMap of type {label.dtype} and {label.ndim} axes, but needs integers, 2.")
     return label
 
 
@@ -63,7 +65,7 @@ def _read_context_json(path: Path, name: str) -> np.ndarray:
     try:
         return read_annotations(path).label_ids(name)
     except ValueError as error:
-        raise ValueError(f"{path} has damaged segments for {name}: {error}") from None
+        raise UserError(f"{path} has damaged segments for {name}: {error}") from None
 
 
 _READERS = {
