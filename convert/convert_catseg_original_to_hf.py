@@ -140,12 +140,7 @@ def build_processor(
     """
     clip_tokenizer = load_tokenizer(tokenizer)
     check_tokenizer(clip_tokenizer, config)
-    image_processor = CATSegImageProcessorPil(
-        image_size=config.image_size,
-        sliding_window=config.sliding_window,
-        sliding_window_size=config.sliding_window_size,
-        window_image_size=config.sliding_window_image_size,
-    )
+    image_processor = CATSegImageProcessorPil.from_model_config(config)
     processor = CATSegProcessor(image_processor, clip_tokenizer, prompt_templates)
     if len(processor.prompt_templates) != config.num_prompts:
         raise UserError(

@@ -10,6 +10,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import CLIPConfig
 
 from catseg_hf import CATSegConfig
+from catseg_hf.configuration_catseg import guidance_layers_by_depth
 from catseg_hf.errors import UserError
 from original_layout import original_tensors
 
@@ -124,7 +125,7 @@ def infer_config(state_dict: Mapping[str, Any]) -> CATSegConfig:
                 projection_dim=vision_tower["projection_dim"],
             ),
             image_size=feature_size * patch_size,
-            guidance_layers=[-(-num_blocks // 3) - 1, -(-2 * num_blocks // 3) - 1],
+            guidance_layers=guidance_layers_by_depth(num_blocks),
             window_size=window_size,
             **fields,
         )

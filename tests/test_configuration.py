@@ -3,6 +3,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import CLIPConfig
 
 from catseg_hf import CATSegConfig
+from catseg_hf.configuration_catseg import guidance_layers_by_depth
 
 
 def test_defaults_are_the_base_model():
@@ -64,3 +65,10 @@ def test_number_of_labels():
 def test_impossible_architecture(arguments, reason):
     with pytest.raises(StrictDataclassError, match=f"(?s){reason}"):
         CATSegConfig(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("num_blocks", "layers"), [(3, [0, 1]), (4, [1, 2]), (12, [3, 7]), (24, [7, 15]), (32, [10, 21])]
+)
+def test_guidance_layers_by_depth(num_blocks, layers):
+    assert guidance_layers_by_depth(num_blocks) == layers

@@ -346,18 +346,16 @@ def test_card_without_results(tmp_path, model):
     assert "/home" not in card.content and "model_name" not in card.content
 
 
-def snippet_of(card: ModelCard) -> str:
-    (snippet,) = re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
-    return snippet
-
-
 def test_the_cards_code_runs(tmp_path, model_with_vocabulary, processor, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     model_with_vocabulary.save_pretrained("run")
     processor.save_pretrained("run")
     Image.open(FIXTURES / "picture.png").convert("RGB").resize((90, 60)).save("picture.jpg")
     card = write_card(tmp_path / "run", config=model_with_vocabulary.config, name="run")
-    exec(snippet_of(card), {})
+    for snippet in re.findall(r"```python\n(.*?)```", card.text, re.DOTALL):
+        variables = {}
+        exec(snippet, variables)
+    assert variables["segmentation"].shape == (60, 90)
     assert re.search(r"^(cat|sofa|wall) 0\.\d+ \(90, 60\)$", capsys.readouterr().out, re.MULTILINE)
 
 

@@ -57,12 +57,7 @@ def save_checkpoint(folder: Path, labels: list[str] = CLASSES) -> Path:
     )
     torch.manual_seed(0)
     model = CATSegForSemanticSegmentation(config)
-    image_processor = CATSegImageProcessorPil(
-        image_size=32,
-        sliding_window_size=32,
-        window_image_size=config.sliding_window_image_size,
-        size={"shortest_edge": config.sliding_window_image_size, "longest_edge": 256},
-    )
+    image_processor = CATSegImageProcessorPil.from_model_config(config)
     processor = CATSegProcessor(image_processor, tiny_tokenizer())
     model.set_vocabulary(labels, processor(text=labels).input_ids)
     model.save_pretrained(folder)

@@ -212,6 +212,12 @@ def default_clip_config() -> CLIPConfig:
     return CLIPConfig(vision_config={"patch_size": 16})
 
 
+def guidance_layers_by_depth(num_blocks: int) -> list[int]:
+    """The 0-based vision blocks after one and two thirds of a tower, as in both published models: 3 and 7 of 12, 7 and
+    15 of 24."""
+    return [-(-num_blocks // 3) - 1, -(-2 * num_blocks // 3) - 1]
+
+
 @strict
 class CATSegConfig(PreTrainedConfig):
     r"""

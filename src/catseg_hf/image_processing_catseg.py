@@ -12,12 +12,13 @@ Both classes share everything but step 1: Pillow does it in `CATSegImageProcesso
 
 import os
 from operator import index as as_index
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
+from transformers import PreTrainedConfig
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
 from transformers.image_processing_utils import BatchFeature
@@ -177,6 +178,18 @@ class _CATSegImageProcessing:
     window_image_size = 640
     sliding_window_size = 384
     image_size = 384
+
+    @classmethod
+    def from_model_config(cls, config: PreTrainedConfig) -> Self:
+        """An image processor that prepares images as a model of this [`CATSegConfig`] takes them."""
+        side = config.sliding_window_image_size
+        return cls(
+            size={"shortest_edge": side, "longest_edge": 4 * side},
+            image_size=config.image_size,
+            sliding_window=config.sliding_window,
+            sliding_window_size=config.sliding_window_size,
+            window_image_size=side,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         return {**super().to_dict(), "auto_map": IMAGE_PROCESSOR_AUTO_MAP}

@@ -17,6 +17,7 @@ from catseg_hf import (
     CATSegProcessor,
     load_vocabulary,
 )
+from catseg_hf.configuration_catseg import guidance_layers_by_depth
 from catseg_hf.errors import UserError, first_line
 
 from .lora import ADAPTER_CONFIG
@@ -79,23 +80,17 @@ def build_from_clip(name: str, token: str | None = None) -> tuple[CATSegForSeman
             f"Could not load the CLIP checkpoint {name!r}: {first_line(error)}. Give a CLIP with its tokenizer, such "
             "as openai/clip-vit-base-patch16, to --clip_model_name_or_path."
         ) from None
-    num_blocks = clip.config.vision_config.num_hidden_layers
     try:
         config = CATSegConfig(
             clip_config=clip.config,
             image_size=FEATURE_SIZE * clip.config.vision_config.patch_size,
-            guidance_layers=[num_blocks // 3 - 1, 2 * num_blocks // 3 - 1],
+            guidance_layers=guidance_layers_by_depth(clip.config.vision_config.num_hidden_layers),
         )
     except StrictDataclassError as error:
         raise UserError(f"The CLIP {name!r} does not suit CAT-Seg: {error.__cause__ or error}") from None
     model = CATSegForSemanticSegmentation(config)
     model.clip.load_state_dict(clip.state_dict())
-    image_processor = CATSegImageProcessorPil(
-        image_size=config.image_size,
-        sliding_window=config.sliding_window,
-        sliding_window_size=config.sliding_window_size,
-        window_image_size=config.sliding_window_image_size,
-    )
+    image_processor = CATSegImageProcessorPil.from_model_config(config)
     return model, CATSegProcessor(image_processor, tokenizer)
 
 

@@ -11,13 +11,13 @@ from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from catseg_hf import CATSegConfig
-from catseg_hf.citation import BIBTEX, PAPER
 from catseg_hf.files import replaced_file
+from catseg_hf.model_cards import USAGE, card_metadata, write_card
 
 from ..lora import ADAPTER
 
 
-# The files of `reporting.py` that are shown, and what is said of them.
+# The files of `results.py` that are shown, and what is said of them.
 PICTURES = {
     "training_curves.png": "Loss, gradient norm, learning rate and mean IoU against the steps",
     "per_class_iou.png": "IoU of every class",
@@ -31,60 +31,18 @@ METRICS = {
     "overall_accuracy": ("Overall accuracy", "share of the pixels that are right"),
 }
 
-BODY = """
-# {title}
-
-CAT-Seg ([Cho et al., CVPR 2024]({paper})) segments a picture into any classes that are named in words: CLIP's dense
-image features and its text features give a cost volume of cosine similarities, which is aggregated over space and over
-the classes and upsampled.
-
+INTRODUCTION = """\
 {origin}
 
-- pictures, or windows of them, at {image_size} x {image_size} pixels
-- {num_classes} classes of its own ({first_classes}), and any others that you name
+- images, or windows of them, at {image_size} x {image_size} pixels
+- {num_classes} classes of its own ({first_classes}), and any others that you name"""
 
-## How to use it
-
-{usage}
-
-## Training
-
-{training}
-
-## Results
-
-{results}
-
-## Limits
-
-- It names regions by what their words mean to CLIP, and carries the biases of CLIP's pictures and texts and of its own
+LIMITS = """\
+- It names regions by what their words mean to CLIP, and carries the biases of CLIP's images and texts and of its own
   training data. Every pixel gets one of the given classes, also where none of them is right.
-- The results hold for the data above. Other kinds of pictures were not looked at.
+- The results hold for the data above. Other kinds of images were not looked at."""
 
-## Licence and citation
-
-MIT, see LICENSE; the training data may set conditions of its own. If you use the model, cite the paper:
-
-```bibtex
-{bibtex}
-```
-"""
-
-USAGE = """\
-The code of the model comes with these files, so that `trust_remote_code=True` is all that is needed (read the code
-first). With the package `catseg_hf` installed, `import catseg_hf` takes its place.
-
-```python
-from transformers import pipeline
-
-segmenter = pipeline("zero-shot-image-segmentation", model="{name}", trust_remote_code=True)
-for segment in segmenter("picture.jpg", candidate_labels=["cat", "sofa", "wall"]):
-    print(segment["label"], segment["score"], segment["mask"].size)
-```
-
-Without `candidate_labels` its own classes are segmented. Model and processor load as
-`AutoModelForSemanticSegmentation.from_pretrained("{name}", trust_remote_code=True)` and
-`AutoProcessor.from_pretrained("{name}", trust_remote_code=True)`."""
+LICENCE = "MIT, see LICENSE; the training data may set conditions of its own. "
 
 ADAPTER_USAGE = """
 
@@ -127,7 +85,7 @@ def write_training_card(
     has_adapter: bool = False,
 ):
     """
-    Writes README.md. The pictures of `reporting.py` that lie in `output_dir` are shown in it: call this after
+    Writes README.md. The pictures of `results.py` that lie in `output_dir` are shown in it: call this after
     `write_results` and `plot_curves(history, output_dir / "training_curves.png")` and, for examples,
     `prediction_grid(...).save(output_dir / "predictions.png")`.
 
@@ -144,20 +102,20 @@ def write_training_card(
         has_adapter (`bool`): Whether the folder has an adapter for peft too.
     """
     output_dir = Path(output_dir)
-    body = BODY.format(
-        title=name.split("/")[-1],
-        paper=PAPER,
-        bibtex=BIBTEX,
+    introduction = INTRODUCTION.format(
         origin=f"This model was trained from {_origin(base_model)} on {_describe(data)}.",
         image_size=config.image_size,
         num_classes=config.num_labels,
         first_classes=", ".join([config.id2label[index] for index in sorted(config.id2label)[:3]] + ["..."]),
-        usage=_usage(name, base_model, has_adapter),
-        training=_training(output_dir, data, hyperparameters),
-        results=_results(output_dir, data, results),
     )
+    sections = {
+        "How to use it": _usage(name, base_model, has_adapter),
+        "Training": _training(output_dir, data, hyperparameters),
+        "Results": _results(output_dir, data, results),
+        "Limits": LIMITS,
+    }
     metadata = _metadata(name, data, results or {}, base_model)
-    card = f"---\n{metadata.to_yaml()}\n---\n{body}"
+    card = write_card(metadata, name.split("/")[-1], introduction, sections, LICENCE)
     with replaced_file(output_dir / "README.md") as path:
         path.write_text(card, encoding="utf-8")
 
@@ -180,15 +138,10 @@ def _metadata(name: str, data: TrainingData, results: Mapping[str, Any], base_mo
         # A mean of nothing is no result.
         if key in results and math.isfinite(results[key])
     ]
-    return ModelCardData(
-        language="en",
-        license="mit",
-        library_name="transformers",
-        pipeline_tag="image-segmentation",
+    return card_metadata(
         base_model=base_model if is_on_hub(base_model) else None,
         datasets=[data.name] if data.on_hub else None,
         metrics=["mean_iou"] if eval_results else None,
-        tags=["catseg", "open-vocabulary-segmentation", "semantic-segmentation", "zero-shot", "clip", "vision"],
         model_name=name.split("/")[-1] if eval_results else None,
         eval_results=eval_results or None,
     )
