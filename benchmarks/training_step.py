@@ -26,7 +26,11 @@ def main():
     parser.add_argument("--architecture", choices=ARCHITECTURES, default="base", help="released size (%(default)s)")
     parser.add_argument("--classes", type=int, default=171, help="size of the vocabulary (%(default)s)")
     parser.add_argument("--batch_size", type=int, default=1, help="pictures at once (%(default)s)")
-    parser.add_argument("--gradient_checkpointing", action="store_true", help="recompute activations of the model")
+    parser.add_argument(
+        "--gradient_checkpointing",
+        action=argparse.BooleanOptionalAction,
+        help="recompute activations in all of the model, or nowhere (default: everywhere but in CLIP)",
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
     parser.add_argument("--repeats", type=int, default=2, help="timed steps; the shortest counts (%(default)s)")
     parser.add_argument("--json", type=Path, help="file for the result")
@@ -37,6 +41,8 @@ def main():
     reference = copy.deepcopy(model)
     if arguments.gradient_checkpointing:
         model.activation_checkpointing_enable()
+    elif arguments.gradient_checkpointing is False:
+        model.activation_checkpointing_disable()
 
     side = model.config.image_size
     pixel_values, _ = random_inputs(model, arguments.classes, side, arguments.batch_size, arguments.device)

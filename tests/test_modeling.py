@@ -1,11 +1,12 @@
-"""What users of transformers expect of a model: outputs, errors, gradient checkpointing, half precision."""
+"""What users of transformers expect of a model: outputs, errors, recomputation, half precision."""
+
+from collections import Counter
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from catseg_hf import modeling_catseg_aggregation, modeling_catseg_decoder
 from catseg_literal import literal_loss
 
 
@@ -102,19 +103,55 @@ def test_autocast(model, inputs):
     assert (logits - expected).abs().max() < 0.2
 
 
-def test_gradient_checkpointing(model, inputs):
-    labels = torch.randint(0, 5, (2, 50, 40), generator=torch.Generator().manual_seed(0))
-    gradients = []
+def set_recomputation(model, mode):
+    """Off, as it is by default (CAT-Seg's own layers), or everywhere (CLIP's layers too)."""
+    if mode == "off":
+        model.activation_checkpointing_disable()
+    elif mode == "everywhere":
+        model.activation_checkpointing_enable()
+    elif mode == "reentrant":
+        model.activation_checkpointing_enable({"use_reentrant": True})
+
+
+def gradients(model, inputs) -> dict[str, torch.Tensor]:
+    """Of the loss, with the same random numbers in every call."""
+    labels = torch.randint(0, 5, (1, 50, 40), generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    model.zero_grad()
+    model(**{**inputs, "pixel_values": inputs["pixel_values"][:1]}, labels=labels).loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("mode", ["default", "everywhere", "reentrant"])
+def test_recomputation_changes_no_gradient(model, inputs, mode):
     model.train()
-    for checkpointing in (False, True):
-        if checkpointing:
-            model.activation_checkpointing_enable()
-        model.zero_grad()
-        model(**inputs, labels=labels).loss.backward()
-        gradients.append({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
-    assert gradients[0].keys() == gradients[1].keys()
-    for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-7)
+    set_recomputation(model, mode)
+    actual = gradients(model, inputs)
+    set_recomputation(model, "off")
+    expected = gradients(model, inputs)
+    assert actual.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(actual[name], gradient, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "catseg.aggregator.layers.0.spatial_aggregation.blocks.1.attention.v_proj",
+        "catseg.aggregator.layers.0.spatial_aggregation.blocks.0.mlp.fc1",
+        "catseg.aggregator.layers.1.class_aggregation.block.attention.q_proj",
+        "catseg.aggregator.layers.1.class_aggregation.block.mlp.fc1",
+        "decoder.stages.1.conv2",
+    ],
+)
+def test_recomputation_draws_the_same_random_numbers(model, inputs, name):
+    """Dropout on any layer inside what is computed again, such as that of LoRA."""
+    model.train().get_submodule(name).register_forward_hook(lambda _, inputs, output: F.dropout(output, p=0.3))
+    actual = gradients(model, inputs)
+    set_recomputation(model, "off")
+    expected = gradients(model, inputs)
+    for parameter, gradient in expected.items():
+        torch.testing.assert_close(actual[parameter], gradient, rtol=1e-4, atol=1e-7)
 
 
 def kept_bytes(model, inputs) -> int:
@@ -126,35 +163,38 @@ def kept_bytes(model, inputs) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        logits = model(**inputs).logits
-    del logits
+        loss = model(**inputs, labels=torch.zeros(2, 96, 96, dtype=torch.long)).loss
+    del loss
     return sum(kept.values())
 
 
-def test_gradient_checkpointing_keeps_less(model, inputs):
+def test_recomputation_keeps_less(model, inputs):
     model.train()
-    without = kept_bytes(model, inputs)
-    model.activation_checkpointing_enable()
-    assert kept_bytes(model, inputs) < without / 2
+    kept = {"default": kept_bytes(model, inputs)}
+    for mode in ("everywhere", "off"):
+        set_recomputation(model, mode)
+        kept[mode] = kept_bytes(model, inputs)
+    assert kept["everywhere"] < kept["default"] < kept["off"] / 2
 
 
-def test_training_computes_large_activations_again(model, inputs, monkeypatch):
-    model.train()
-    kept = kept_bytes(model, inputs)
-    for module in (modeling_catseg_aggregation, modeling_catseg_decoder):
-        monkeypatch.setattr(module, "recomputed", lambda function, *inputs: function(*inputs))
-    assert kept < 0.7 * kept_bytes(model, inputs)
-
-
-def test_training_computes_class_attention_again(model, inputs):
-    computed = []
-    for layer in model.catseg.aggregator.layers:
-        attention = layer.class_aggregation.block.attention
-        attention.register_forward_pre_hook(lambda *_: computed.append(True))
+@pytest.mark.parametrize("recomputed", [True, False])
+def test_recomputed_layers(model, inputs, recomputed):
+    """Which layers run once more for the gradients, by default and when recomputation is off."""
+    if not recomputed:
+        set_recomputation(model, "off")
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if name.endswith(("attention.v_proj", "mlp.fc1", "stages.0.conv2", "stages.1.conv2")) and "clip" not in name
+    }
+    calls = Counter()
+    for name, module in layers.items():
+        module.register_forward_pre_hook(lambda *_, name=name: calls.update([name]))
     logits = model.train()(**inputs).logits
-    calls = len(computed)
+    once = Counter(calls)
     logits.sum().backward()
-    assert len(computed) == 2 * calls
+    assert len(once) == 14
+    assert calls == Counter({name: (1 + recomputed) * count for name, count in once.items()})
 
 
 @pytest.mark.parametrize("size", [(30, 20), (96, 96), (17, 120)])

@@ -262,11 +262,11 @@ def test_class_chunks_change_nothing(case: Case, training: bool):
 
 @pytest.mark.parametrize("training", [False, True])
 @deterministic
-@given(case=cases(dtypes=(torch.float64,), max_grid=8, max_batch=2), checkpointing=st.booleans())
-def test_gradients_equal_the_literal_ones(case: Case, training: bool, checkpointing: bool):
+@given(case=cases(dtypes=(torch.float64,), max_grid=8, max_batch=2), recomputation=st.booleans())
+def test_gradients_equal_the_literal_ones(case: Case, training: bool, recomputation: bool):
     model = build_model(case).train(training)
-    if checkpointing:
-        model.activation_checkpointing_enable()
+    if not recomputation:
+        model.activation_checkpointing_disable()
     pixel_values, text_embeds = random_inputs(case)
     labels = random_labels(case)
     parameters = {name: weight for name, weight in model.named_parameters() if not name.startswith(TEXT_TOWER)}

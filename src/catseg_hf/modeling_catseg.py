@@ -21,7 +21,7 @@ from .configuration_catseg import CATSegConfig
 from .modeling_catseg_aggregation import CATSegAggregator, CATSegClassBlock
 from .modeling_catseg_decoder import CATSegDecoder
 from .sliding_window_catseg import merge_windows, split_windows
-from .tensor_ops_catseg import at_least_float32, independent_chunks, recomputed, resize_bilinear
+from .tensor_ops_catseg import RecomputedLayer, at_least_float32, independent_chunks, resize_bilinear
 
 
 # The image-segmentation pipeline looks names up here and not in the Auto classes.
@@ -426,6 +426,23 @@ class CATSegModel(CATSegPreTrainedModel):
         )
 
 
+class CATSegCrossEntropy(RecomputedLayer):
+    """Binary cross-entropy of every pixel and class (section 4.1), summed."""
+
+    def forward(self, logits: torch.Tensor, own_class: torch.Tensor) -> torch.Tensor:
+        """
+        Logits `(B, T, h, w)`, resized to `own_class` `(B, H, W)`, each pixel's class or any number outside [0, T) for
+        none.
+
+        With one-hot targets it is softplus(logit), less the logit of each pixel's own class, so that no targets are
+        built.
+        """
+        logits = at_least_float32(resize_bilinear(logits, own_class.shape[-2:]))
+        has_class = (own_class >= 0) & (own_class < logits.shape[1])
+        own_logits = logits.gather(1, torch.where(has_class, own_class, 0)[:, None])[:, 0]
+        return F.softplus(logits).sum() - own_logits.masked_fill(~has_class, 0.0).sum()
+
+
 class CATSegForSemanticSegmentation(CATSegPreTrainedModel):
     """CAT-Seg with its upsampling decoder, loss and sliding window: segments a picture into classes named in words."""
 
@@ -435,6 +452,7 @@ class CATSegForSemanticSegmentation(CATSegPreTrainedModel):
         super().__init__(config)
         self.catseg = CATSegModel(config)
         self.decoder = CATSegDecoder(config)
+        self.cross_entropy = CATSegCrossEntropy()
         self.post_init()
 
     @property
@@ -600,22 +618,9 @@ class CATSegForSemanticSegmentation(CATSegPreTrainedModel):
         own_class = labels.long().masked_fill(labels == self.config.semantic_loss_ignore_index, -1)
         total, first = 0.0, 0
         for chunk in independent_chunks(logits, 1, labels.numel()):
-            total = total + recomputed(summed_cross_entropy, chunk, own_class - first)
+            total = total + self.cross_entropy(chunk, own_class - first)
             first += chunk.shape[1]
         return total / (logits.shape[1] * labels.numel())
-
-
-def summed_cross_entropy(logits: torch.Tensor, own_class: torch.Tensor) -> torch.Tensor:
-    """
-    Sum of the binary cross-entropy of logits `(B, T, h, w)`, resized to `own_class` `(B, H, W)`, each pixel's class or
-    any number outside [0, T) for none.
-
-    With one-hot targets it is softplus(logit), less the logit of each pixel's own class, so that no targets are built.
-    """
-    logits = at_least_float32(resize_bilinear(logits, own_class.shape[-2:]))
-    has_class = (own_class >= 0) & (own_class < logits.shape[1])
-    own_logits = logits.gather(1, torch.where(has_class, own_class, 0)[:, None])[:, 0]
-    return F.softplus(logits).sum() - own_logits.masked_fill(~has_class, 0.0).sum()
 
 
 __all__ = ["CATSegForSemanticSegmentation", "CATSegModel", "CATSegModelOutput", "CATSegPreTrainedModel"]

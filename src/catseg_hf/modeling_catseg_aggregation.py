@@ -4,17 +4,16 @@ Tokens are kept with their channels last, `(batch, classes, rows, columns, chann
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.clip.modeling_clip import eager_attention_forward
 
 from .configuration_catseg import CATSegConfig
-from .tensor_ops_catseg import class_chunks, independent_chunks, recomputed
+from .tensor_ops_catseg import RecomputedLayer, class_chunks, independent_chunks
 
 
 FOREIGN_REGION_MASK = -100.0
@@ -146,11 +145,11 @@ class CATSegWindowAttention(CATSegGuidedAttention):
         return self.out_proj(attended).unflatten(0, batch), None if weights is None else weights.unflatten(0, batch)
 
 
-class CATSegBlock(GradientCheckpointingLayer):
+class CATSegBlock(RecomputedLayer):
     """What the transformer blocks over space and over classes share."""
 
     def add_feed_forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        return hidden_states + recomputed(lambda states: self.mlp(self.layer_norm2(states)), hidden_states)
+        return hidden_states + self.mlp(self.layer_norm2(hidden_states))
 
 
 class CATSegSpatialBlock(CATSegBlock):
@@ -172,11 +171,13 @@ class CATSegSpatialBlock(CATSegBlock):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        guidance: tuple[torch.Tensor, torch.Tensor],
+        guidance_queries: torch.Tensor,
+        guidance_keys: torch.Tensor,
         attention_mask: torch.Tensor | None,
         output_attentions: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        grid = hidden_states.shape[2:4]
+        """Tokens `(B, T, H, W, C)`, what `project_guidance` gives, and a mask between the tokens of a window."""
+        grid, guidance = hidden_states.shape[2:4], (guidance_queries, guidance_keys)
         windows = window_partition(self.layer_norm1(hidden_states), self.window_size, self.shift)
         attended, weights = self.attention(windows, guidance, attention_mask, output_attentions)
         hidden_states = hidden_states + window_reverse(attended, grid, self.window_size, self.shift)
@@ -208,8 +209,8 @@ class CATSegSpatialAggregation(nn.Module):
 
         attentions = []
         for index, chunk in enumerate(chunks):
-            chunk, plain_weights = self.blocks[0](chunk, projected_guidance[0], None, output_attentions)
-            chunk, shifted_weights = self.blocks[1](chunk, projected_guidance[1], mask, output_attentions)
+            chunk, plain_weights = self.blocks[0](chunk, *projected_guidance[0], None, output_attentions)
+            chunk, shifted_weights = self.blocks[1](chunk, *projected_guidance[1], mask, output_attentions)
             chunks[index] = chunk
             if output_attentions and plain_weights is not None:
                 attentions.append(torch.stack([plain_weights, shifted_weights], dim=2))
@@ -312,12 +313,12 @@ class CATSegClassBlock(CATSegBlock):
         self.layer_norm2 = nn.LayerNorm(config.hidden_size)
         self.mlp = CATSegMLP(config, nn.ReLU(inplace=True))
 
-    def forward(self, chunks: list[torch.Tensor], guidance: torch.Tensor) -> list[torch.Tensor]:
-        """Tokens `(B, t, H, W, C)` of a few classes at a time, and text guidance `(B or 1, T, text_guidance_size)`."""
+    def forward(self, guidance: torch.Tensor, *chunks: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Text guidance `(B or 1, T, text_guidance_size)` and tokens `(B, t, H, W, C)` of a few classes at a time."""
         attended = self.attend(chunks, guidance)
-        return [self.add_feed_forward(chunk + maps) for chunk, maps in zip(chunks, attended, strict=True)]
+        return tuple(self.add_feed_forward(chunk + maps) for chunk, maps in zip(chunks, attended, strict=True))
 
-    def attend(self, chunks: list[torch.Tensor], guidance: torch.Tensor) -> Iterator[torch.Tensor]:
+    def attend(self, chunks: Sequence[torch.Tensor], guidance: torch.Tensor) -> Iterator[torch.Tensor]:
         """What all classes attend to at a few positions at a time, in chunks of classes again."""
         grid, num_classes = chunks[0].shape[2:4], [chunk.shape[1] for chunk in chunks]
         padding = None
@@ -334,7 +335,7 @@ class CATSegClassBlock(CATSegBlock):
         outputs = []
         for parts in zip(*positions, strict=True):  # the same positions of all classes
             tokens = torch.cat([part.transpose(0, 1) for part in parts])  # (T, B, positions, C)
-            attended = recomputed(attend_to_classes, tokens)
+            attended = attend_to_classes(tokens)
             outputs.append(attended.transpose(0, 1).split(num_classes, dim=1))
         for parts in zip(*outputs, strict=True):
             yield torch.cat(parts, dim=2).unflatten(2, grid)
@@ -352,7 +353,7 @@ class CATSegClassAggregation(nn.Module):
         """Tokens `(B, t, H, W, C)` of a few classes at a time, which the outputs replace in the list, and text
         guidance `(B or 1, T, text_guidance_size)`."""
         pooling_size = tuple(self.config.pooling_size if self.training else self.config.eval_pooling_size)
-        pooled = self.block([self.pool(chunk, pooling_size) for chunk in chunks], guidance)
+        pooled = self.block(guidance, *[self.pool(chunk, pooling_size) for chunk in chunks])
         for index, maps in enumerate(pooled):
             chunks[index] = chunks[index] + self.unpool(maps, chunks[index].shape[2:4])
         return chunks

@@ -5,10 +5,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from .configuration_catseg import CATSegConfig
-from .tensor_ops_catseg import class_chunks, recomputed
+from .tensor_ops_catseg import RecomputedLayer, class_chunks
 
 
-class CATSegDecoderStage(nn.Module):
+class CATSegDecoderStage(RecomputedLayer):
     """
     Doubles the resolution of every class's map, guided by CLIP features (section 3.5).
 
@@ -93,6 +93,6 @@ class CATSegDecoder(nn.Module):
         for chunk in class_chunks(hidden_states, 1, self.config):
             maps = chunk.flatten(0, 1).permute(0, 3, 1, 2)  # channels last in memory
             for stage, kernel, stage_guidance in zip(self.stages, kernels, guidance, strict=True):
-                maps = recomputed(stage, maps, kernel, stage_guidance)
+                maps = stage(maps, kernel, stage_guidance)
             logits.append(self.head(maps).unflatten(0, (batch_size, -1)).squeeze(2))
         return torch.cat(logits, dim=1)

@@ -1,10 +1,12 @@
 """How CAT-Seg's modules resize maps, how many classes they work on at once and what they keep for the gradients."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_catseg import CATSegConfig
 
@@ -55,11 +57,14 @@ def class_chunks(tensor: torch.Tensor, dim: int, config: CATSegConfig) -> Sequen
     return independent_chunks(tensor, dim, numel_per_class, config.class_chunk_size)
 
 
-def recomputed(function: Callable[..., torch.Tensor], *inputs: torch.Tensor) -> torch.Tensor:
+class RecomputedLayer(GradientCheckpointingLayer):
     """
-    `function(*inputs)`, whose activations are computed again for the gradients instead of being kept: for the parts
-    that hold much memory for little arithmetic. What is compiled decides on that itself.
+    A layer whose activations are computed again for the gradients while training, instead of being kept.
+
+    Follows transformers' switch, but is on until `model.activation_checkpointing_disable()`: the maps of all classes
+    take far more memory than computing them again takes time. Inputs and outputs are tensors, all positional, so that
+    every kind of checkpointing sees them.
     """
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return function(*inputs)
-    return checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+
+    gradient_checkpointing = True
+    _gradient_checkpointing_func = staticmethod(partial(checkpoint, use_reentrant=False))
