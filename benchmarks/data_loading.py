@@ -1,6 +1,6 @@
 """Times the training data loader: decoding, checking, augmenting and normalising crops out of 640 x 480 JPEGs.
 
-    python benchmarks/data_loading.py --json result.json
+    PYTHONPATH=training python benchmarks/data_loading.py --json result.json
 
 Pictures and label maps are made first, in a temporary folder in the layout of COCO-Stuff, with files of about 150 kB
 and 7 kB.

@@ -6,6 +6,7 @@ python benchmarks/report.py --run   # every case again: about an hour on two cor
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -42,7 +43,8 @@ MEASUREMENTS = {"data_loading": ("data_loading.py", []), "mean_iou": ("mean_iou.
 
 def run(script: str, options: list[str], result: str):
     command = [sys.executable, ROOT / "benchmarks" / script, *options, f"--json={RESULTS / result}.json"]
-    subprocess.run(command, check=True)
+    # Some time the training package, which lies beside its scripts.
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(ROOT / "training")})
 
 
 def table() -> str:
