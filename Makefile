@@ -3,6 +3,8 @@ PYTHON ?= python3
 TORCH ?= torch
 VENV := .venv
 BIN := $(VENV)/bin
+# A process for every core; the tests of a file share what they set up.
+IN_PARALLEL := --numprocesses auto --dist loadfile
 
 .PHONY: demo test test-slow quality
 
@@ -10,10 +12,10 @@ demo: $(VENV)/.demo
 	$(BIN)/python demo/segment_photo.py
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(IN_PARALLEL)
 
 test-slow: $(VENV)/.test
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest $(IN_PARALLEL) -m slow
 
 quality: $(VENV)/.test
 	$(BIN)/ruff check .

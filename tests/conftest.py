@@ -1,4 +1,10 @@
+import os
 from pathlib import Path
+
+
+# Workers that share the cores would wait for each other's threads; their children inherit it.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch

@@ -47,7 +47,6 @@ def test_full_size(architecture, tmp_path):
     peak = 1024 * int(result.stderr.split()[-1])
     print(f"{architecture}: {size / 1e9:.2f} GB, {seconds:.0f} s, peak {peak / 1e9:.2f} GB ({peak / size:.2f} times)")
     assert peak <= 2.5 * size
-    assert seconds < 120
     checkpoint.unlink()
 
     assert_golden(AutoModelForSemanticSegmentation.from_pretrained(output), architecture)
