@@ -23,14 +23,12 @@ import train
 from catseg_hf import CATSegForSemanticSegmentation, load_vocabulary
 from catseg_hf.cli import load_segmenter
 from catseg_training import evaluation
+from catseg_training.metric import MEAN_IOU
 from catseg_training.model import load_checkpoint
 from catseg_training.report.hub import published_files
 from coco_stuff_folder import write_coco_stuff_folder
 from hub_server import HubServer
 from tiny_training import CLASSES, QUICK, history, run_train, save_checkpoint, save_clip, weights, write_pairs
-
-
-METRIC = Path(evaluation.__file__).parents[1] / "metrics" / "mean_iou"
 
 
 @pytest.fixture(scope="module")
@@ -385,7 +383,7 @@ def test_metric_of_the_hub(evaluating, tmp_path, monkeypatch):
 
     def local(name, **options):
         asked.append(name)
-        return load(str(METRIC), **options)
+        return load(str(MEAN_IOU), **options)
 
     monkeypatch.setattr(evaluate, "load", local)
     arguments = [*evaluating, "--eval_only"]

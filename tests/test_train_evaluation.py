@@ -1,17 +1,22 @@
 """Evaluation during and after training: every picture once, at its own size."""
 
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from types import ModuleType
+
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 
+from catseg_training import evaluation, metric
 from catseg_training.data.examples import EvaluationImages
 from catseg_training.data.sources import load_segmentation_data
 from catseg_training.evaluation import evaluate_model
 from catseg_training.inference import Share, load_batches
+from catseg_training.metric import confusion_matrix
 from catseg_training.model import load_checkpoint
-from metrics.mean_iou.mean_iou import ConfusionMatrix
 from tiny_training import CLASSES, save_checkpoint, write_pairs
 
 
@@ -46,7 +51,7 @@ def evaluated(loaded, images, accelerator, **options):
 def test_scores(sliding_window, batch_size, loaded, images, accelerator):
     """They are those of one picture after the other, segmented as a user does."""
     model, processor = loaded
-    expected = ConfusionMatrix(NUM_LABELS, 255)
+    expected = confusion_matrix(NUM_LABELS, 255)
     predictions = []
     for index in range(len(images)):
         example = images[index]
@@ -83,3 +88,15 @@ def test_stopped(training, loaded, images, accelerator):
     loaded[0].train(training)
     assert evaluated(loaded, images, accelerator, stop=lambda: next(answers)) is None
     assert loaded[0].training == training
+
+
+def test_another_package_called_metrics(monkeypatch):
+    """The metric is found whatever is installed under the name of its parent folder."""
+    for name in [name for name in sys.modules if name.startswith("metrics.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "metrics", ModuleType("metrics"))
+    for module in (metric, evaluation):
+        spec = spec_from_file_location(module.__name__, module.__file__)
+        again = module_from_spec(spec)
+        spec.loader.exec_module(again)
+    assert again.confusion_matrix(2, 255).scores()["per_category_iou"].shape == (2,)

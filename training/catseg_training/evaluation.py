@@ -12,10 +12,10 @@ from torch import nn
 from tqdm import tqdm
 
 from catseg_hf import CATSegProcessor
-from metrics.mean_iou.mean_iou import ConfusionMatrix
 
 from .data.examples import EvaluationImages
 from .inference import Share, Views, segment_images
+from .metric import confusion_matrix
 
 
 METRICS = ("confusion_matrix", "mean_iou")
@@ -40,7 +40,7 @@ class SummedConfusionMatrix:
     """This project's metric: each process counts its own pictures, and the counts are added."""
 
     def __init__(self, num_labels: int, ignore_index: int, accelerator: Accelerator):
-        self.counts = ConfusionMatrix(num_labels, ignore_index)
+        self.counts = confusion_matrix(num_labels, ignore_index)
         self.accelerator = accelerator
 
     def update(self, prediction: np.ndarray, label: np.ndarray):

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from catseg_hf.files import replaced_file
-from metrics.mean_iou.mean_iou import ConfusionMatrix
 
+from ..metric import confusion_matrix
 from .description import Benchmark, BenchmarkError
 
 
@@ -115,7 +115,7 @@ class Tally:
     def add(self, example: dict[str, Any]):
         """Counts an example: `index`, `name`, and `label` and `prediction` (H, W) or else `problem`."""
         row = {"index": example["index"], "name": example["name"]}
-        counts = ConfusionMatrix(len(self.benchmark.class_names), self.benchmark.ignore_index)
+        counts = confusion_matrix(len(self.benchmark.class_names), self.benchmark.ignore_index)
         problem = example.get("problem")
         if problem is None:
             try:
@@ -146,7 +146,7 @@ class Tally:
 
     def scores(self) -> dict[str, Any]:
         """The metric's scores of everything that was loaded and added."""
-        counts = ConfusionMatrix(len(self.benchmark.class_names), self.benchmark.ignore_index)
+        counts = confusion_matrix(len(self.benchmark.class_names), self.benchmark.ignore_index)
         counts.matrix = self.matrix
         return counts.scores()
 
