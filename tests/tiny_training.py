@@ -125,13 +125,13 @@ class TrainingDriver:
 
     def run(self, *arguments: object, **options: object) -> dict:
         """
-        A run of train.py.
+        A run of a script.
 
         Args:
             arguments: Its command line.
-            options: `world_size`, the number of processes; `killed_at`, before which change of the file system,
-                counted from 1, it is killed; `killed_after`, in how many seconds; `terminated`, whether it and its
-                workers get SIGTERM then.
+            options: `script`, "train" or "evaluate_benchmarks"; `world_size`, the number of processes; `killed_at`,
+                before which change of the file system, counted from 1, it is killed; `killed_after`, in how many
+                seconds; `terminated`, whether it and its workers get SIGTERM then.
 
         Returns:
             `dict`: `status` of every process (negative: killed by that signal), `seconds`, `changes` (how many changes

@@ -1,4 +1,4 @@
-"""Runs train.py in children that are forked, so that the libraries are loaded once: see `TrainingDriver`.
+"""Runs scripts in children that are forked, so that the libraries are loaded once: see `TrainingDriver`.
 
 Takes the module search path as arguments, then one job after another, a line of JSON each, from the standard input.
 """
@@ -15,9 +15,11 @@ import time
 sys.path[:] = sys.argv[1:]
 import matplotlib.pyplot  # noqa: E402, F401  (which train.py loads when it draws)
 
+import evaluate_benchmarks  # noqa: E402
 import train  # noqa: E402
 
 
+SCRIPTS = {"train": train, "evaluate_benchmarks": evaluate_benchmarks}
 CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.copyfile", "shutil.rmtree"}
 
 
@@ -47,7 +49,7 @@ def child(job: dict, rank: int, port: int, report: int, errors: int):
     sys.addaudithook(hook)
     status = 70
     try:
-        status = train.main(job["arguments"])
+        status = SCRIPTS[job.get("script", "train")].main(job["arguments"])
     finally:
         os.write(report, f"{count}\n".encode())
         os._exit(status)

@@ -110,6 +110,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--resume", action="store_true", help="continue the evaluation in --output_dir")
     parser.add_argument(
+        "--save_seconds", type=float, default=30.0, help="how often to save what --resume continues (%(default)s)"
+    )
+    parser.add_argument(
         "--write_model_card", action="store_true", help="add the results to the model's card, and to the output"
     )
     args = parser.parse_args(arguments)
@@ -155,6 +158,7 @@ def evaluate(args: argparse.Namespace, accelerator: Accelerator, notice: Termina
             accelerator,
             folder / "tally",
             resume=args.resume,
+            save_seconds=args.save_seconds,
             predictions_dir=args.predictions_dir,
             stop=notice.is_due,
         )

@@ -62,6 +62,7 @@ def evaluate_benchmark(
     tally_dir: Path,
     *,
     resume: bool = False,
+    save_seconds: float = 30.0,
     predictions_dir: Path | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> BenchmarkResult | None:
@@ -74,6 +75,7 @@ def evaluate_benchmark(
         accelerator (`Accelerator`): Tells which process this is.
         tally_dir (`Path`): Folder for what was counted, seen by all processes.
         resume (`bool`): Whether to go on with what is there.
+        save_seconds (`float`): How often what was counted is written.
         predictions_dir (`Path`, *optional*): Folder to save predictions in.
         stop (`Callable[[], bool]`): Asked after every batch, in all processes together.
 
@@ -84,7 +86,7 @@ def evaluate_benchmark(
         BenchmarkError: If there are counts of another evaluation.
     """
     images = BenchmarkImages(benchmark, files.files)
-    tally = Tally(benchmark, tally_dir)
+    tally = Tally(benchmark, tally_dir, save_seconds)
     run = {"num_images": len(images), "images": _names_digest(files), "benchmark": _digest(benchmark)}
     run |= predictor.identity
     tally.check(run, resume)

@@ -18,8 +18,6 @@ from .description import Benchmark, BenchmarkError
 logger = logging.getLogger(__name__)
 
 RUN_FILE = "run.json"
-# Seconds between two parts: what is counted since the last one is lost with a run that is killed.
-PART_SECONDS = 30.0
 
 
 class Tally:
@@ -31,11 +29,14 @@ class Tally:
     Args:
         benchmark ([`Benchmark`]): What is evaluated.
         folder (`Path`): Where the parts are, seen by all processes.
+        part_seconds (`float`): Time between two parts. What was counted since the last one is lost with a run that is
+            killed.
     """
 
-    def __init__(self, benchmark: Benchmark, folder: Path):
+    def __init__(self, benchmark: Benchmark, folder: Path, part_seconds: float = 30.0):
         self.benchmark = benchmark
         self.folder = folder
+        self.part_seconds = part_seconds
         self.rows: list[dict[str, Any]] = []
         self.matrix = self._nothing()
         self._begin_part()
@@ -134,7 +135,7 @@ class Tally:
 
     def write_part(self, at_once: bool = False):
         """Writes what was added since the last part, if enough time has passed or `at_once`."""
-        if not self._new_rows or not (at_once or time.monotonic() - self._part_begun > PART_SECONDS):
+        if not self._new_rows or not (at_once or time.monotonic() - self._part_begun > self.part_seconds):
             return
         labels, predictions = np.nonzero(self._new_matrix)
         counts = np.stack([labels, predictions, self._new_matrix[labels, predictions]], axis=-1)
