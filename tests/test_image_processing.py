@@ -424,6 +424,31 @@ def test_post_process_resizes_probabilities(processor, monkeypatch, chunk_bytes)
         assert not torch.equal(segmentation, resized_logits.argmax(dim=0))
 
 
+@pytest.mark.parametrize("size", [None, [(9, 14)]])
+@pytest.mark.parametrize("scores", [False, True])
+@pytest.mark.parametrize("origin", ["graph", "leaf", "inference"])
+def test_post_process_takes_logits_of_any_origin(processor, size, scores, origin):
+    logits = torch.randn(1, 3, 5, 7, generator=torch.Generator().manual_seed(0))
+    expected = processor.post_process_semantic_segmentation(SimpleNamespace(logits=logits), size)[0]
+    if origin == "inference":
+        with torch.inference_mode():
+            logits = logits.clone()
+    else:
+        logits = logits.clone().requires_grad_()
+        logits = logits * 1 if origin == "graph" else logits
+    outputs = SimpleNamespace(logits=logits)
+    result = processor.post_process_semantic_segmentation(outputs, size, return_segmentation_scores=scores)[0]
+    assert torch.equal(result["segmentation"] if scores else result, expected)
+    classes, probabilities = processor.post_process_most_probable_class(outputs, size)[0]
+    assert torch.equal(classes, expected) and not probabilities.requires_grad
+
+
+def test_pictures_that_carry_a_graph(processor, picture):
+    pixels = as_chw(picture).float()
+    expected = processor(pixels, return_tensors="pt")["pixel_values"]
+    assert torch.equal(processor(pixels.requires_grad_() * 1, return_tensors="pt")["pixel_values"], expected)
+
+
 def test_post_process_without_target_sizes_keeps_the_size(processor):
     outputs = outputs_of(2, 7, 12, 16)
     segmentations = processor.post_process_semantic_segmentation(outputs)

@@ -147,6 +147,29 @@ def test_never_stale_when_vocabularies_change(model, pixel_values, processor):
     assert not torch.equal(results["dog"], segment(model, pixel_values, input_ids=ids["dog"]))
 
 
+@pytest.mark.parametrize("change", [lambda kept: kept.zero_(), lambda kept: kept.neg_()], ids=["zeroed", "negated"])
+def test_what_is_handed_out_changes_nothing(model, pixel_values, processor, change):
+    ids = processor(text=LABELS).input_ids
+    expected = segment(model, pixel_values)
+    with torch.no_grad():
+        change(model.catseg(pixel_values).text_embeds)
+        change(model.catseg.encode_vocabulary())
+        change(model.get_text_embeds(ids))
+        model.set_vocabulary(LABELS, ids)
+        ids.zero_()
+    assert torch.equal(segment(model, pixel_values), expected)
+
+
+def test_a_mask_changed_in_place_is_noticed(model, pixel_values, processor):
+    ids = processor(text=LABELS).input_ids
+    mask = torch.ones_like(ids)
+    before = segment(model, pixel_values, input_ids=ids, attention_mask=mask)
+    mask[:, 1] = 0
+    after = segment(model, pixel_values, input_ids=ids, attention_mask=mask)
+    assert not torch.equal(after, before)
+    assert torch.equal(after, segment(fresh(model), pixel_values, input_ids=ids, attention_mask=mask))
+
+
 def test_threads_do_not_mix_vocabularies(model, pixel_values, processor):
     from concurrent.futures import ThreadPoolExecutor
 

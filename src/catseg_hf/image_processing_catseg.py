@@ -11,6 +11,7 @@ Both classes share everything but step 1: Pillow does it in `CATSegImageProcesso
 """
 
 import os
+from copy import deepcopy
 from operator import index as as_index
 from typing import Any, Self
 
@@ -192,7 +193,7 @@ class _CATSegImageProcessing:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        return {**super().to_dict(), "auto_map": IMAGE_PROCESSOR_AUTO_MAP}
+        return {**super().to_dict(), "auto_map": deepcopy(IMAGE_PROCESSOR_AUTO_MAP)}
 
     def preprocess(
         self,
@@ -494,7 +495,7 @@ def _most_probable_class(logits: torch.Tensor, size: tuple[int, int]) -> tuple[t
     best = torch.full(size, -1.0, device=logits.device)
     segmentation = torch.zeros(size, dtype=torch.int64, device=logits.device)
     index = 0
-    for chunk in logits.split(max(1, _MAX_CHUNK_BYTES // (4 * pixels))):
+    for chunk in logits.detach().split(max(1, _MAX_CHUNK_BYTES // (4 * pixels))):
         for scores in _resize_bilinear(chunk.float().sigmoid() * _PROBABILITY_SCALE, size):
             # Strictly greater: of equal classes the first stays, as in an arg max over all of them.
             segmentation.masked_fill_(scores > best, index)
@@ -519,7 +520,7 @@ class CATSegImageProcessorPil(_CATSegImageProcessing, PilBackend):
 
     def _resize_to(self, image: torch.Tensor, size: tuple[int, int], resample: PILImageResampling) -> torch.Tensor:
         # Pillow resizes single channels both as uint8 and as float32.
-        channels = [Image.fromarray(channel.numpy()).resize(size[::-1], resample) for channel in image]
+        channels = [Image.fromarray(channel.numpy()).resize(size[::-1], resample) for channel in image.detach()]
         return torch.from_numpy(np.stack(channels))
 
 

@@ -298,7 +298,7 @@ class CATSegModel(CATSegPreTrainedModel):
         kept = self._kept_text_embeds
         if kept is None or not all(map(same_tensor, kept[0], probe)):
             kept = self._kept_text_embeds = probe, self.get_text_embeds(input_ids, attention_mask)
-        return kept[1]
+        return kept[1].clone()  # the caller may change it
 
     def _probe_text_encoder(
         self, input_ids: torch.LongTensor, attention_mask: torch.LongTensor | None
@@ -308,7 +308,8 @@ class CATSegModel(CATSegPreTrainedModel):
         longest = prompts[ends.argmax()][None, : int(ends.max()) + 1]
         token_embeds = self.get_input_embeddings()(prompts[:, : longest.shape[1]])
         features = self.clip.get_text_features(longest).pooler_output
-        return input_ids.clone(), attention_mask, token_embeds.sum(dim=-1), features
+        mask = None if attention_mask is None else attention_mask.clone()
+        return input_ids.clone(), mask, token_embeds.sum(dim=-1), features
 
     def _end_of_text_positions(self, prompts: torch.LongTensor) -> torch.LongTensor:
         """Positions `(num_prompts_in_all,)`, found as CLIP's text model finds them."""

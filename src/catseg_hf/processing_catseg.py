@@ -43,7 +43,7 @@ class CATSegProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer)
 
     def to_dict(self) -> dict[str, Any]:
-        return {**super().to_dict(), "auto_map": PROCESSOR_AUTO_MAP}
+        return {**super().to_dict(), "auto_map": dict(PROCESSOR_AUTO_MAP)}
 
     @property
     def unused_input_names(self) -> list[str]:
