@@ -1,0 +1,79 @@
+"""Images of the things, from Noto Color Emoji or from anything else that draws a word."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFont
+
+from catseg_training.world.words import things
+
+
+FONT_FILE = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
+BITMAP_SIZE = 109  # the only size that Noto's bitmaps come in
+LEVELS = (32, 48, 72, 108, 160)
+
+
+class EmojiFont:
+    """
+    Draws words as their emoji.
+
+    Args:
+        path (`Path`): The font's file.
+
+    Raises:
+        ValueError: If there is no such file, or it is not a font of colour bitmaps that has all the emoji.
+    """
+
+    def __init__(self, path: Path = FONT_FILE):
+        remedy = (
+            "Install the Debian package `fonts-noto-color-emoji`, or name the file NotoColorEmoji.ttf with `--font`."
+        )
+        if not Path(path).is_file():
+            raise ValueError(f"There is no font {path}. {remedy}")
+        try:
+            self._font = ImageFont.truetype(path, BITMAP_SIZE)
+        except OSError as error:
+            raise ValueError(f"{path} is not a font with bitmaps of size {BITMAP_SIZE} ({error}). {remedy}") from error
+        for word, emoji in things().items():
+            image = self._draw(emoji)
+            if len(image.convert("RGB").getcolors(1 << 16)) < 4:
+                raise ValueError(f"The font {path} has no coloured emoji {emoji} for {word!r}. {remedy}")
+
+    def _draw(self, text: str) -> Image.Image:
+        image = Image.new("RGBA", (2 * BITMAP_SIZE, 2 * BITMAP_SIZE))
+        ImageDraw.Draw(image).text((BITMAP_SIZE // 4, BITMAP_SIZE // 4), text, font=self._font, embedded_color=True)
+        return image
+
+    def __call__(self, word: str) -> Image.Image:
+        """The word's emoji, RGBA, cut to what is drawn."""
+        image = self._draw(things()[word])
+        return image.crop(image.getbbox())
+
+
+class GlyphCache:
+    """
+    Things at a few sizes, ready to be scaled down by less than a half.
+
+    Args:
+        source (`Callable[[str], Image.Image]`): Draws a word as an RGBA image.
+    """
+
+    def __init__(self, source: Callable[[str], Image.Image]):
+        self._source = source
+        self._levels: dict[str, list[Image.Image]] = {}
+
+    def __call__(self, word: str, size: float) -> Image.Image:
+        """The smallest kept image, square and of premultiplied RGBA, whose side is at least `size` (or the largest)."""
+        if word not in self._levels:
+            self._levels[word] = [self._square(self._source(word), level) for level in LEVELS]
+        index = sum(level < size for level in LEVELS[:-1])
+        return self._levels[word][index]
+
+    @staticmethod
+    def _square(image: Image.Image, side: int) -> Image.Image:
+        scale = (side - 2) / max(image.size)  # a transparent pixel all around keeps turned edges smooth
+        size = [max(1, round(length * scale)) for length in image.size]
+        square = Image.new("RGBa", (side, side))
+        corner = tuple((side - length) // 2 for length in size)
+        square.paste(image.convert("RGBA").resize(size, Image.Resampling.LANCZOS).convert("RGBa"), corner)
+        return square

@@ -1,0 +1,288 @@
+"""Stage 1: a small CLIP learns the words of the emoji world from scenes and their captions."""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
+from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+from catseg_hf.modeling_catseg import cost_volume, dense_image_features
+from catseg_training.world.captions import PROMPT
+from catseg_training.world.contrastive import ContrastivePretraining, image_embeds, text_embeds
+from catseg_training.world.glyphs import GlyphCache
+from catseg_training.world.muon import Muon
+from catseg_training.world.scenes import Scene, draw_scene
+from catseg_training.world.scoring import word_iou
+from catseg_training.world.tokenizer import CONTEXT_LENGTH, build_tokenizer
+from catseg_training.world.words import classes, seen_words, unseen_words
+
+
+VALIDATION_SEED = 1_000_003
+STATE_FILE = "pretraining_state.pt"
+HISTORY_FILE = "pretraining_log.jsonl"
+
+
+@dataclass
+class Phase:
+    """A part of the curriculum: so many scenes of this size and with this much in them, in batches of so many."""
+
+    num_scenes: int
+    batch_size: int
+    size: int
+    num_things: Sequence[int]
+    num_backgrounds: Sequence[int]
+
+
+@dataclass
+class PretrainingConfig:
+    """
+    Args:
+        phases: The curriculum.
+        seed: Of the weights and the scenes.
+        patch_weight: Weight of the patches' losses. 0 trains plain CLIP.
+        learning_rate: AdamW's, for all but the blocks' matrices.
+        muon_learning_rate: Muon's, for the blocks' matrices.
+        warmup_steps, decay_steps: The first steps, in which the learning rates rise from 0, and the last, in which
+            they fall to 0. Between them they stay, so that a longer curriculum begins like a shorter one.
+    """
+
+    phases: list[Phase]
+    seed: int = 0
+    patch_weight: float = 1.0
+    learning_rate: float = 2e-3
+    muon_learning_rate: float = 4e-3
+    weight_decay: float = 0.01
+    warmup_steps: int = 30
+    decay_steps: int = 250
+    vision: dict = field(default_factory=dict)
+    text: dict = field(default_factory=dict)
+    projection_dim: int = 128
+
+    def batches(self) -> Iterator[tuple[Phase, range]]:
+        """Each step's phase and its scenes' indices, in order."""
+        start = 0
+        for phase in self.phases:
+            for _ in range(phase.num_scenes // phase.batch_size):
+                yield phase, range(start, start + phase.batch_size)
+                start += phase.batch_size
+
+
+def build_clip(config: PretrainingConfig, tokenizer: CLIPTokenizer) -> CLIPModel:
+    """A CLIP with random weights."""
+    torch.manual_seed(config.seed)
+    text = {
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": CONTEXT_LENGTH,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        **config.text,
+    }
+    return CLIPModel(CLIPConfig(vision_config=config.vision, text_config=text, projection_dim=config.projection_dim))
+
+
+def pixel_values(images: np.ndarray) -> torch.Tensor:
+    """Images `(B, H, W, 3)`, uint8, as CLIP wants them: normalised, `(B, 3, H, W)`."""
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2) / 255
+    mean, std = (torch.tensor(values)[:, None, None] for values in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD))
+    return (pixels - mean) / std
+
+
+class SceneBatches(Dataset):
+    """One process's share of each step's scenes, drawn when asked for."""
+
+    def __init__(
+        self,
+        glyphs: GlyphCache,
+        tokenizer: CLIPTokenizer,
+        config: PretrainingConfig,
+        steps: Sequence[tuple[Phase, range]],
+        share: slice,
+    ):
+        self._glyphs, self._tokenizer, self._seed = glyphs, tokenizer, config.seed
+        self._steps, self._share = steps, share
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+    def __getitem__(self, step: int) -> dict[str, torch.Tensor]:
+        phase, indices = self._steps[step]
+        scenes = [
+            draw_scene(self._glyphs, self._seed, index, phase.size, phase.num_things, phase.num_backgrounds)
+            for index in indices[self._share]
+        ]
+        return scene_tensors(scenes, self._tokenizer)
+
+
+def scene_tensors(scenes: Sequence[Scene], tokenizer: CLIPTokenizer) -> dict[str, torch.Tensor]:
+    """What [`ContrastivePretraining`] takes."""
+    class_ids = {word: index for index, word in enumerate(classes())}
+    words = torch.zeros(len(scenes), len(class_ids), dtype=torch.bool)
+    for row, scene in enumerate(scenes):
+        words[row, [class_ids[word] for word in scene.words]] = True
+    captions = tokenizer([scene.caption for scene in scenes], padding=True, return_tensors="pt")
+    return {
+        "pixel_values": pixel_values(np.stack([scene.image for scene in scenes])),
+        "caption_ids": captions.input_ids,
+        "caption_words": words,
+    }
+
+
+def learning_rate_factor(step: int, num_steps: int, config: PretrainingConfig) -> float:
+    """What the learning rates of a step, counted from 0, are multiplied by."""
+    return min(1.0, (step + 1) / config.warmup_steps, (num_steps - step) / config.decay_steps)
+
+
+def build_optimizers(clip: CLIPModel, config: PretrainingConfig) -> list[torch.optim.Optimizer]:
+    """Muon for the blocks' matrices, AdamW for all else."""
+    matrices, others = [], []
+    for name, parameter in clip.named_parameters():
+        (matrices if ".layers." in name and parameter.ndim == 2 else others).append(parameter)
+    return [
+        Muon(matrices, lr=config.muon_learning_rate, weight_decay=config.weight_decay),
+        torch.optim.AdamW(others, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay),
+    ]
+
+
+@torch.no_grad()
+def validate(
+    clip: CLIPModel, tokenizer: CLIPTokenizer, word_ids: torch.Tensor, scenes: Sequence[Scene]
+) -> dict[str, float]:
+    """
+    What CLIP alone can do on scenes.
+
+    Returns:
+        `retrieval_accuracy`: how many scenes' own captions are the nearest of all. `seen_miou` and `unseen_miou`, in
+        [0, 1]: of the arg max of the cost volume, resized to the label maps, over all words.
+    """
+    clip.eval()
+    words = text_embeds(clip, word_ids)
+    tensors = scene_tensors(scenes, tokenizer)
+    embeds, predictions = [], []
+    for pixels, part in zip(tensors["pixel_values"].split(16), range(0, len(scenes), 16), strict=True):
+        embeds.append(F.normalize(image_embeds(clip, pixels)[0], dim=-1))
+        cost = cost_volume(dense_image_features(clip, pixels, ())[0], words[:, None])[:, 0]
+        size = scenes[part].labels.shape
+        predictions.append(F.interpolate(cost, size=size, mode="bilinear").argmax(dim=1).numpy())
+    captions = text_embeds(clip, tensors["caption_ids"])
+    nearest = (torch.cat(embeds) @ captions.T).argmax(dim=-1)
+    ious = word_iou(np.concatenate(predictions), np.stack([scene.labels for scene in scenes]))
+    clip.train()
+    return {
+        "retrieval_accuracy": (nearest == torch.arange(len(scenes))).float().mean().item(),
+        "seen_miou": float(np.nanmean([ious[word] for word in seen_words()])),
+        "unseen_miou": float(np.nanmean([ious[word] for word in unseen_words()])),
+    }
+
+
+def pretrain(
+    config: PretrainingConfig,
+    output_dir: Path,
+    glyphs: GlyphCache,
+    save_steps: int = 100,
+    validation_steps: int = 100,
+    num_validation_scenes: int = 128,
+    log: Callable[[str], None] = print,
+):
+    """
+    Trains a CLIP and saves it with its tokenizer to `output_dir`. A run that was killed goes on where it last saved
+    and ends with the weights that it would have had.
+
+    Raises:
+        ValueError: If `output_dir` holds something else than an unfinished run of the same `config`, or a phase has
+            fewer scenes than a batch.
+    """
+    for phase in config.phases:
+        if phase.num_scenes < phase.batch_size:
+            raise ValueError(
+                f"A phase has {phase.num_scenes} scenes, fewer than its batch of {phase.batch_size}: give it more "
+                "scenes or smaller batches."
+            )
+    accelerator = Accelerator()
+    state_file = output_dir / STATE_FILE
+    if output_dir.exists() and any(output_dir.iterdir()) and not state_file.exists():
+        raise ValueError(f"The folder {output_dir} exists and holds no unfinished run: name another, or remove it.")
+    tokenizer = build_tokenizer()
+    word_ids = tokenizer([PROMPT.format(word) for word in classes()], padding=True, return_tensors="pt").input_ids
+    model = ContrastivePretraining(build_clip(config, tokenizer), word_ids, config.patch_weight)
+    optimizers = build_optimizers(model.clip, config)
+    steps = list(config.batches())
+    first_step = 0
+    if state_file.exists():
+        state = torch.load(state_file, weights_only=True)
+        if state["config"] != json.dumps(asdict(config)):
+            raise ValueError(f"{output_dir} holds a run with other settings ({state['config']}): name another folder.")
+        model.load_state_dict(state["model"])
+        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        first_step = state["step"]
+
+    share = slice(accelerator.process_index, None, accelerator.num_processes)
+    dataset = SceneBatches(glyphs, tokenizer, config, steps[first_step:], share)
+    loader = DataLoader(dataset, batch_size=None, num_workers=1, prefetch_factor=4)
+    prepared = accelerator.prepare_model(model)
+    scenes = []
+    if accelerator.is_main_process:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        size = config.phases[-1].size
+        scenes = [draw_scene(glyphs, VALIDATION_SEED, index, size) for index in range(num_validation_scenes)]
+    progress = tqdm(
+        loader, total=len(steps), initial=first_step, disable=not accelerator.is_main_process, mininterval=10
+    )
+    for step, batch in enumerate(progress, start=first_step):
+        factor = learning_rate_factor(step, len(steps), config)
+        for optimizer, rate in zip(optimizers, (config.muon_learning_rate, config.learning_rate), strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * factor
+        losses = prepared(**batch)
+        accelerator.backward(losses["loss"])
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        done = step + 1
+        if not accelerator.is_main_process:
+            continue
+        if done % validation_steps == 0 or done == len(steps):
+            record = {
+                "step": done,
+                "size": steps[step][0].size,
+                **{name: loss.item() for name, loss in losses.items()},
+            }
+            record |= validate(model.clip, tokenizer, word_ids, scenes)
+            log(json.dumps({name: round(value, 4) for name, value in record.items()}))
+            with (output_dir / HISTORY_FILE).open("a") as file:
+                file.write(json.dumps(record) + "\n")
+        if done % save_steps == 0 and done < len(steps):
+            _save_state(state_file, done, config, model, optimizers)
+    if accelerator.is_main_process:
+        model.clip.save_pretrained(output_dir)
+        tokenizer.save_pretrained(output_dir)
+        state_file.unlink(missing_ok=True)
+    accelerator.wait_for_everyone()
+
+
+def _save_state(
+    path: Path,
+    step: int,
+    config: PretrainingConfig,
+    model: ContrastivePretraining,
+    optimizers: Sequence[torch.optim.Optimizer],
+):
+    state = {
+        "step": step,
+        "config": json.dumps(asdict(config)),
+        "model": model.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+    }
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    os.replace(partial, path)

@@ -1,0 +1,51 @@
+"""
+Pretrains the small CLIP of the emoji world on scenes and their captions.
+
+    accelerate launch --num_processes 2 --cpu training/pretrain_clip.py --output_dir clip
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from catseg_training.world.glyphs import FONT_FILE, EmojiFont, GlyphCache
+from catseg_training.world.pretraining import Phase, PretrainingConfig, pretrain
+
+
+RECIPE = Path(__file__).parent / "catseg_training" / "world" / "pretraining.json"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--recipe", type=Path, default=RECIPE, help="JSON with the fields of PretrainingConfig")
+    parser.add_argument("--font", type=Path, default=FONT_FILE, help="NotoColorEmoji.ttf")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--patch_weight", type=float, default=1.0, help="0: plain CLIP, nothing learnt on patches")
+    parser.add_argument("--scenes", type=float, default=1.0, help="share of the recipe's scenes to train on")
+    parser.add_argument("--save_steps", type=int, default=100)
+    parser.add_argument("--validation_steps", type=int, default=100)
+    options = parser.parse_args(arguments)
+    try:
+        recipe = json.loads(options.recipe.read_text())
+        phases = [
+            Phase(**{**phase, "num_scenes": round(options.scenes * phase["num_scenes"])})
+            for phase in recipe.pop("phases")
+        ]
+        config = PretrainingConfig(phases, seed=options.seed, patch_weight=options.patch_weight, **recipe)
+        pretrain(
+            config,
+            options.output_dir,
+            GlyphCache(EmojiFont(options.font)),
+            options.save_steps,
+            options.validation_steps,
+        )
+    except ValueError as error:
+        print(f"{parser.prog}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
