@@ -159,7 +159,7 @@ def test_a_gradient_reaches_all_that_is_trained(mode, num_classes, checkpoint):
     else:
         model.freeze_clip(mode)
     chosen = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    freeze_unused(model, config)
+    freeze_unused(model, config, config.num_labels)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     # A and B of LoRA have no gradient at once, so several steps are taken.
     optimizer = build_optimizer(model, learning_rate=0.1)

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,6 +30,9 @@ FIXED_ARGUMENTS = (
     "crop_size",
     "color_jitter",
     "clip_finetuning",
+    "config_overrides",
+    "prior_probability",
+    "classes_per_step",
     "lora_rank",
     "learning_rate",
     "clip_lr_multiplier",
@@ -70,6 +74,25 @@ def schedule(*words: str) -> Callable[[str], int | str]:
     return parse
 
 
+def share(text: str) -> float:
+    """An argparse type: a number between 0 and 1, both excluded."""
+    number = float(text)
+    if not 0 < number < 1:
+        raise argparse.ArgumentTypeError(f"must be between 0 and 1, got {text}")
+    return number
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """An argparse type: the object in a JSON file."""
+    try:
+        value = json.loads(Path(text).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"{text} is no JSON file ({error})") from None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"{text} must hold an object of names and values, got {value!r}")
+    return value
+
+
 def option(group: str, help: str, type: Callable | None = None, default: Any = None, **settings: Any) -> Any:
     """A field that is an option of the command line: its group there, and what `argparse` is told about it."""
     if type is not None:
@@ -101,6 +124,20 @@ class TrainArguments:
         "start from a CLIP checkpoint and a fresh aggregator; the architecture follows from CLIP's "
         "(openai/clip-vit-base-patch16 gives the base model, openai/clip-vit-large-patch14-336 the large one)",
         metavar="NAME_OR_DIR",
+    )
+    config_overrides: dict[str, Any] | None = option(
+        MODEL,
+        "a JSON file with fields of CATSegConfig for that fresh aggregator, where the published ones do not suit: "
+        "image_size, window_size, hidden_size, ...",
+        json_object,
+        metavar="JSON",
+    )
+    prior_probability: float | None = option(
+        MODEL,
+        "of a class in a pixel, that the fresh aggregator starts from: the smaller, the less the first steps spend on "
+        "classes that are not there (default: the bias of the last convolution is drawn like any other)",
+        share,
+        metavar="P",
     )
     vocabulary: str | None = option(
         MODEL,
@@ -164,6 +201,19 @@ class TrainArguments:
         metavar="N",
     )
 
+    training_vocabulary: str | None = option(
+        RECIPE,
+        "the classes that training labels name, a part of the vocabulary: no step shows the model any other (default: "
+        "the whole vocabulary)",
+        metavar="NAME_OR_JSON",
+    )
+    classes_per_step: int | None = option(
+        RECIPE,
+        "train on N classes at a time, drawn anew for each batch: those in it, and of the others two thirds that its "
+        "images are most similar to (default: all)",
+        positive(int),
+        metavar="N",
+    )
     learning_rate: float = option(RECIPE, "(default: %(default)s)", positive(float), default=2e-4, metavar="RATE")
     clip_lr_multiplier: float = option(
         RECIPE,
@@ -353,8 +403,15 @@ def build_parser(description: str | None = None) -> argparse.ArgumentParser:
 
 def _contradictions(args: TrainArguments) -> list[tuple[bool, str]]:
     """What cannot be asked for together: whether it was, and what to say then."""
+    of_fresh_aggregator = [
+        (
+            args.clip_model_name_or_path is None and getattr(args, name) is not None,
+            f"--{name} is for a fresh aggregator: give it with --clip_model_name_or_path",
+        )
+        for name in ("config_overrides", "prior_probability")
+    ]
     trains_stream = args.streaming and not args.eval_only
-    return [
+    return of_fresh_aggregator + [
         (
             (args.model_name_or_path is None) == (args.clip_model_name_or_path is None),
             "give one of --model_name_or_path and --clip_model_name_or_path, and not both",

@@ -1,7 +1,11 @@
 """The model and processor that a run starts from: a CAT-Seg checkpoint, or CLIP with a fresh aggregator."""
 
+import dataclasses
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -25,6 +29,7 @@ from .lora import ADAPTER_CONFIG
 
 # Side of the feature grid of both published models.
 FEATURE_SIZE = 24
+# Of an image before its windows, in shortest edges.
 FRESH_VOCABULARY = "coco_stuff_171"
 LARGEST_LABEL = 65535
 # What loading raises for files that are missing, damaged or of something else.
@@ -58,7 +63,12 @@ def load_checkpoint(name: str, token: str | None = None) -> tuple[CATSegForSeman
         ) from None
 
 
-def build_from_clip(name: str, token: str | None = None) -> tuple[CATSegForSemanticSegmentation, CATSegProcessor]:
+def build_from_clip(
+    name: str,
+    token: str | None = None,
+    config_overrides: Mapping[str, Any] | None = None,
+    prior_probability: float | None = None,
+) -> tuple[CATSegForSemanticSegmentation, CATSegProcessor]:
     """
     CLIP under a fresh aggregator and decoder, in float32. The picture size follows from CLIP's patches (384 for 16,
     336 for 14), the guidance from its depth. The aggregator's weights are drawn from torch's generator.
@@ -66,6 +76,9 @@ def build_from_clip(name: str, token: str | None = None) -> tuple[CATSegForSeman
     Args:
         name (`str`): A CLIP checkpoint: a folder or a repository on the Hub.
         token (`str`, *optional*): For the Hub.
+        config_overrides (`Mapping[str, Any]`, *optional*): Fields of [`CATSegConfig`] for another architecture.
+        prior_probability (`float`, *optional*):
+            Of every class in every pixel, that the bias of the last convolution is set to.
 
     Raises:
         UserError: If it cannot be loaded, is of another architecture or does not suit CAT-Seg.
@@ -80,16 +93,22 @@ def build_from_clip(name: str, token: str | None = None) -> tuple[CATSegForSeman
             f"Could not load the CLIP checkpoint {name!r}: {first_line(error)}. Give a CLIP with its tokenizer, such "
             "as openai/clip-vit-base-patch16, to --clip_model_name_or_path."
         ) from None
+    fields = {
+        "image_size": FEATURE_SIZE * clip.config.vision_config.patch_size,
+        "guidance_layers": guidance_layers_by_depth(clip.config.vision_config.num_hidden_layers),
+        **(config_overrides or {}),
+    }
+    known = {field.name for field in dataclasses.fields(CATSegConfig)} - {"clip_config"}
+    if unknown := sorted(fields.keys() - known):
+        raise UserError(f"--config_overrides has {unknown}: take the names from CATSegConfig, `clip_config` excepted.")
     try:
-        config = CATSegConfig(
-            clip_config=clip.config,
-            image_size=FEATURE_SIZE * clip.config.vision_config.patch_size,
-            guidance_layers=guidance_layers_by_depth(clip.config.vision_config.num_hidden_layers),
-        )
+        config = CATSegConfig(clip_config=clip.config, **fields)
     except StrictDataclassError as error:
         raise UserError(f"The CLIP {name!r} does not suit CAT-Seg: {error.__cause__ or error}") from None
     model = CATSegForSemanticSegmentation(config)
     model.clip.load_state_dict(clip.state_dict())
+    if prior_probability is not None:
+        nn.init.constant_(model.decoder.head.bias, math.log(prior_probability / (1 - prior_probability)))
     image_processor = CATSegImageProcessorPil.from_model_config(config)
     return model, CATSegProcessor(image_processor, tokenizer)
 
@@ -162,18 +181,19 @@ def set_classes(
     model.config.semantic_loss_ignore_index = ignore_index
 
 
-def freeze_unused(model: nn.Module, config: CATSegConfig):
+def freeze_unused(model: nn.Module, config: CATSegConfig, num_classes: int):
     """
     Freezes what no gradient can reach, so that processes need not look for it in every step: the queries and keys of
     the last vision block, CLIP's temperature, and the padding tokens where there are classes enough.
 
     Args:
         model (`nn.Module`): The model, with what is trained chosen.
-        config ([`CATSegConfig`]): Its configuration, which holds the vocabulary that is trained with.
+        config ([`CATSegConfig`]): Its configuration.
+        num_classes (`int`): How many classes it is trained with at a time.
     """
     last_block = f"vision_model.encoder.layers.{config.clip_config.vision_config.num_hidden_layers - 1}."
     unused = [f"{last_block}self_attn.q_proj", f"{last_block}self_attn.k_proj", "clip.logit_scale"]
-    if config.num_labels >= config.num_class_tokens:
+    if num_classes >= config.num_class_tokens:
         unused += ["block.padding_token", "block.padding_guidance"]
     for name, parameter in model.named_parameters():
         if any(part in name for part in unused):

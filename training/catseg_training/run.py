@@ -28,6 +28,7 @@ from .lora import is_lora
 from .report.results import prediction_grid
 from .report.saved_model import PREDICTIONS, class_names
 from .report.trackers import log_picture, log_values
+from .step_vocabulary import StepVocabulary
 
 
 logger = get_logger(__name__)
@@ -51,12 +52,20 @@ class Run:
     optimizer: Optimizer | None = None
     scheduler: LRScheduler | None = None
     batches: CropBatches | StreamedBatches | None = None
+    step_vocabulary: StepVocabulary | None = None
     evaluation: Evaluation | None = None
 
     def next_batches(self) -> list[dict[str, torch.Tensor]]:
         """This process's batches of one step, on its device."""
-        count = self.accelerator.gradient_accumulation_steps
-        return [send_to_device(next(self.batches), self.accelerator.device, non_blocking=True) for _ in range(count)]
+        count, device = self.accelerator.gradient_accumulation_steps, self.accelerator.device
+        batches = [send_to_device(next(self.batches), device, non_blocking=True) for _ in range(count)]
+        if self.step_vocabulary is None:
+            return batches
+        model, rank = self.accelerator.unwrap_model(self.model), self.accelerator.process_index
+        return [
+            self.step_vocabulary.draw(model, batch, (self.state.step, number, rank))
+            for number, batch in enumerate(batches)
+        ]
 
     def is_due(self, schedule: int | str) -> bool:
         """Whether something is to be done after the current step: every so many steps, after every "epoch" or at the

@@ -10,6 +10,11 @@ from catseg_hf import CATSegForSemanticSegmentation
 WRAPPED_MODULES = ["CATSegAggregatorLayer", "CATSegDecoder", "CLIPMLP"]
 
 
+def is_sharded(accelerator: Accelerator) -> bool:
+    """Whether a process holds only a part of each parameter, so that nothing but the whole model can be run."""
+    return accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+
+
 def prepare_for_sharding(accelerator: Accelerator, model: CATSegForSemanticSegmentation):
     """
     Where FSDP is used, makes the model one that can be sharded, and names the modules to shard if nobody has.

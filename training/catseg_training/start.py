@@ -42,7 +42,8 @@ from .model import (
 from .optimization import build_optimizer, build_scheduler
 from .report.saved_model import class_names
 from .run import Run
-from .sharding import prepare_for_sharding
+from .sharding import is_sharded, prepare_for_sharding
+from .step_vocabulary import StepVocabulary
 
 
 logger = get_logger(__name__)
@@ -74,11 +75,17 @@ def start_run(args: TrainArguments, accelerator: Accelerator, notice: Terminatio
     batches, num_examples = _batches(args, accelerator, model.config, processor, batch_size)
     total_batch_size = batch_size * accelerator.gradient_accumulation_steps * accelerator.num_processes
     args = _filled_in(args, num_examples, total_batch_size)
+    step_vocabulary = _step_vocabulary(args, accelerator, model.config)
     state = TrainingState(run=_identity(args, accelerator, model.config, total_batch_size, num_examples))
+    if step_vocabulary is not None:
+        state.run["training_vocabulary"] = [
+            model.config.id2label[index] for index in step_vocabulary.candidates.tolist()
+        ]
     checkpoint = _checkpoint_to_resume(args, state)
 
     config = model.config
-    model = _choose_trained(args, accelerator, model, processor)
+    num_classes = config.num_labels if step_vocabulary is None else step_vocabulary.num_classes
+    model = _choose_trained(args, accelerator, model, processor, num_classes)
     trained, total = _parameter_counts(model)
     optimizer = build_optimizer(model, args.learning_rate, args.clip_lr_multiplier, args.weight_decay)
     scheduler = build_scheduler(optimizer, args.max_train_steps, args.num_warmup_steps)
@@ -86,6 +93,7 @@ def start_run(args: TrainArguments, accelerator: Accelerator, notice: Terminatio
         model.compile()
     model, optimizer, scheduler = accelerator.prepare(model, optimizer, scheduler)
     run = Run(args, accelerator, notice, model, processor, config, state, eval_images, optimizer, scheduler, batches)
+    run.step_vocabulary = step_vocabulary
     if checkpoint is not None:
         run.state = TrainingState.read(checkpoint)
         run.state.run = state.run
@@ -122,7 +130,9 @@ def _initial_model(args: TrainArguments) -> tuple[CATSegForSemanticSegmentation,
     if args.model_name_or_path is not None:
         model, processor = load_checkpoint(args.model_name_or_path, args.hub_token)
     else:
-        model, processor = build_from_clip(args.clip_model_name_or_path, args.hub_token)
+        model, processor = build_from_clip(
+            args.clip_model_name_or_path, args.hub_token, args.config_overrides, args.prior_probability
+        )
         vocabulary = vocabulary or FRESH_VOCABULARY
     set_classes(model, processor, None if vocabulary is None else read_vocabulary(vocabulary), args.ignore_index)
     return model, processor
@@ -191,6 +201,25 @@ def _filled_in(args: TrainArguments, num_examples: int | None, total_batch_size:
     return dataclasses.replace(args, max_train_steps=steps, eval_steps=args.eval_steps or args.checkpointing_steps)
 
 
+def _step_vocabulary(args: TrainArguments, accelerator: Accelerator, config: CATSegConfig) -> StepVocabulary | None:
+    """What chooses the classes of each batch, unless all are trained with."""
+    if args.training_vocabulary is None and args.classes_per_step is None:
+        return None
+    if is_sharded(accelerator):
+        raise UserError(
+            "--classes_per_step and --training_vocabulary look at CLIP between the steps, which FSDP and DeepSpeed do "
+            "not allow: leave them out, or train without sharding."
+        )
+    candidates = list(range(config.num_labels))
+    if args.training_vocabulary is not None:
+        names = read_vocabulary(args.training_vocabulary)
+        if unknown := [name for name in names if name not in config.label2id]:
+            raise UserError(f"--training_vocabulary has {unknown[:5]}, which are not in the model's vocabulary.")
+        candidates = sorted(config.label2id[name] for name in names)
+    num_classes = args.classes_per_step or len(candidates)
+    return StepVocabulary(candidates, num_classes, args.seed, config.semantic_loss_ignore_index)
+
+
 def _batch_size(args: TrainArguments, accelerator: Accelerator) -> int:
     """Pictures of one process at a time."""
     if args.per_device_train_batch_size is not None:
@@ -254,6 +283,7 @@ def _choose_trained(
     accelerator: Accelerator,
     model: CATSegForSemanticSegmentation,
     processor: CATSegProcessor,
+    num_classes: int,
 ) -> nn.Module:
     config = model.config
     prepare_for_sharding(accelerator, model)
@@ -263,7 +293,7 @@ def _choose_trained(
         model.freeze_clip(args.clip_finetuning)
     else:
         model = add_lora(model, args.lora_rank)
-    freeze_unused(model, config)
+    freeze_unused(model, config, num_classes)
     return model
 
 

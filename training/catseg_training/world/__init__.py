@@ -1,1 +1,1 @@
-"""The emoji world: scenes, label maps and captions of pictographs, and a CLIP that learns their words from captions."""
+"""The emoji world: scenes, label maps and captions of pictographs, and a CLIP that learns words from them."""

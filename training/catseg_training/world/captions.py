@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from catseg_training.world.words import noun_phrase
+from .words import noun_phrase
 
 
 SENTENCES = (

@@ -3,13 +3,15 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from catseg_training.world.words import things
+from .words import things
 
 
 FONT_FILE = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
 BITMAP_SIZE = 109  # the only size that Noto's bitmaps come in
+COLOURED = 16  # the least that red, green and blue of a colour differ by
 LEVELS = (32, 48, 72, 108, 160)
 
 
@@ -35,8 +37,8 @@ class EmojiFont:
         except OSError as error:
             raise ValueError(f"{path} is not a font with bitmaps of size {BITMAP_SIZE} ({error}). {remedy}") from error
         for word, emoji in things().items():
-            image = self._draw(emoji)
-            if len(image.convert("RGB").getcolors(1 << 16)) < 4:
+            levels = np.asarray(self._draw(emoji).convert("RGB"), dtype=int)
+            if np.ptp(levels, axis=-1).max() < COLOURED:
                 raise ValueError(f"The font {path} has no coloured emoji {emoji} for {word!r}. {remedy}")
 
     def _draw(self, text: str) -> Image.Image:
@@ -63,7 +65,7 @@ class GlyphCache:
         self._levels: dict[str, list[Image.Image]] = {}
 
     def __call__(self, word: str, size: float) -> Image.Image:
-        """The smallest kept image, square and of premultiplied RGBA, whose side is at least `size` (or the largest)."""
+        """The smallest kept image with a side of at least `size`, or the largest: square, of premultiplied RGBA."""
         if word not in self._levels:
             self._levels[word] = [self._square(self._source(word), level) for level in LEVELS]
         index = sum(level < size for level in LEVELS[:-1])

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 import torch
+import torch.distributed as dist
 
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -23,6 +24,17 @@ def orthogonalise(matrices: torch.Tensor, num_steps: int = 5) -> torch.Tensor:
         gram = result @ result.mT
         result = a * result + (b * gram + c * gram @ gram) @ result
     return result.mT if tall else result
+
+
+def orthogonalise_together(matrices: torch.Tensor) -> torch.Tensor:
+    """[`orthogonalise`], with the matrices shared out among the processes, all of which hold the same."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return orthogonalise(matrices)
+    padding = -len(matrices) % dist.get_world_size()
+    parts = torch.cat([matrices, matrices[:padding]]).chunk(dist.get_world_size())
+    results = [torch.empty_like(part) for part in parts]
+    dist.all_gather(results, orthogonalise(parts[dist.get_rank()]))
+    return torch.cat(results)[: len(matrices)]
 
 
 class Muon(torch.optim.Optimizer):
@@ -56,5 +68,5 @@ class Muon(torch.optim.Optimizer):
                     average.lerp_(parameter.grad, 1 - group["momentum"])
                     updates.append(parameter.grad.lerp(average, group["momentum"]))
                 size = group["lr"] * max(1, shape[0] / shape[1]) ** 0.5
-                for parameter, update in zip(parameters, orthogonalise(torch.stack(updates)), strict=True):
+                for parameter, update in zip(parameters, orthogonalise_together(torch.stack(updates)), strict=True):
                     parameter.mul_(1 - group["lr"] * group["weight_decay"]).sub_(update, alpha=size)

@@ -16,14 +16,15 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from catseg_hf.modeling_catseg import cost_volume, dense_image_features
-from catseg_training.world.captions import PROMPT
-from catseg_training.world.contrastive import ContrastivePretraining, image_embeds, text_embeds
-from catseg_training.world.glyphs import GlyphCache
-from catseg_training.world.muon import Muon
-from catseg_training.world.scenes import Scene, draw_scene
-from catseg_training.world.scoring import word_iou
-from catseg_training.world.tokenizer import CONTEXT_LENGTH, build_tokenizer
-from catseg_training.world.words import classes, seen_words, unseen_words
+
+from .captions import PROMPT
+from .contrastive import ContrastivePretraining, image_embeds, text_embeds
+from .glyphs import GlyphCache
+from .muon import Muon
+from .scenes import Scene, draw_scene
+from .scoring import word_iou
+from .tokenizer import CONTEXT_LENGTH, build_tokenizer
+from .words import classes, seen_words, unseen_words
 
 
 VALIDATION_SEED = 1_000_003
@@ -87,7 +88,22 @@ def build_clip(config: PretrainingConfig, tokenizer: CLIPTokenizer) -> CLIPModel
         "pad_token_id": tokenizer.pad_token_id,
         **config.text,
     }
-    return CLIPModel(CLIPConfig(vision_config=config.vision, text_config=text, projection_dim=config.projection_dim))
+    clip = CLIPModel(CLIPConfig(vision_config=config.vision, text_config=text, projection_dim=config.projection_dim))
+    positions = clip.vision_model.embeddings.position_embedding.weight
+    side = config.vision["image_size"] // config.vision["patch_size"]
+    with torch.no_grad():
+        positions[1:] = 0.1 * wave_positions(side, positions.shape[1])
+    return clip
+
+
+def wave_positions(side: int, width: int) -> torch.Tensor:
+    """Sines and cosines of the rows and columns of a grid, `(side ** 2, width)`: patches know at once how far apart
+    they are."""
+    frequencies = 8.0 ** -torch.linspace(0, 1, width // 4)
+    angles = torch.arange(side)[:, None] * frequencies
+    waves = torch.cat([angles.sin(), angles.cos()], dim=-1)
+    rows, columns = waves[:, None].expand(-1, side, -1), waves[None].expand(side, -1, -1)
+    return torch.cat([rows, columns], dim=-1).flatten(0, 1)
 
 
 def pixel_values(images: np.ndarray) -> torch.Tensor:

@@ -7,10 +7,10 @@ from math import ceil, cos, radians, sin, sqrt, tau
 import numpy as np
 from PIL import Image, ImageFilter
 
-from catseg_training.world.backgrounds import texture
-from catseg_training.world.captions import caption
-from catseg_training.world.glyphs import GlyphCache
-from catseg_training.world.words import backgrounds, classes, things
+from .backgrounds import texture
+from .captions import caption
+from .glyphs import GlyphCache
+from .words import backgrounds, classes, things
 
 
 NUM_THINGS = (3, 9)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from catseg_training.world.words import classes
+from .words import classes
 
 
 def word_iou(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:

@@ -5,8 +5,8 @@ import json
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPTokenizer
 
-from catseg_training.world.captions import PROMPT, SENTENCES
-from catseg_training.world.words import classes, noun_phrase
+from .captions import PROMPT, SENTENCES
+from .words import classes, noun_phrase
 
 
 CONTEXT_LENGTH = 77

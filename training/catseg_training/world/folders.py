@@ -1,0 +1,88 @@
+"""Scenes as a dataset in folders, as train.py reads it."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from tqdm.auto import tqdm
+
+from .glyphs import GlyphCache
+from .scenes import draw_scene
+from .words import classes, seen_words, unseen_words
+
+
+NO_CLASS = 255
+
+
+def write_scenes(
+    output: Path,
+    glyphs: GlyphCache,
+    num_scenes: int,
+    seed: int,
+    split: str = "train",
+    size: int = 128,
+    hide_unseen: bool = False,
+):
+    """
+    Writes `images/SPLIT`, `labels/SPLIT` (ids in the order of `classes.json`, 255 for no class), `captions.jsonl`,
+    `classes.json` (all words), `words.json` (which of them are seen and unseen) and `seen.json` (the seen ones alone).
+    Other splits that are there already stay, and must have the same words.
+
+    Args:
+        output (`Path`): The dataset's folder.
+        glyphs (`GlyphCache`): Draws the things.
+        num_scenes (`int`), seed (`int`), size (`int`): How many scenes, of which random numbers, and their side.
+        split (`str`): What the part is called.
+        hide_unseen (`bool`): Whether the pixels of words without masks have no class.
+
+    Raises:
+        ValueError: If the split is there already, or `output` holds something else. Nothing is written then.
+    """
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"--output {output} is a file: name a folder.")
+    texts = {
+        "classes.json": list(classes()),
+        "words.json": {"seen": list(seen_words()), "unseen": list(unseen_words())},
+        "seen.json": list(seen_words()),
+    }
+    if output.is_dir() and any(output.iterdir()):
+        if (output / "images" / split).exists():
+            raise ValueError(
+                f"{output} has a split {split!r} already: name another with --split, or remove the folder."
+            )
+        if not (output / "classes.json").is_file():
+            raise ValueError(f"--output {output} holds something else than scenes: name another folder.")
+        if json.loads((output / "classes.json").read_text()) != texts["classes.json"]:
+            raise ValueError(f"{output} has scenes of other words: name another folder.")
+    hidden = [classes().index(word) for word in unseen_words()] if hide_unseen else []
+    unfinished = output.with_name(f".{output.name}.{split}.incomplete")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    for kind in ("images", "labels"):
+        (unfinished / kind).mkdir(parents=True)
+    lines = []
+    for index in tqdm(range(num_scenes), unit="scene", disable=None):
+        scene = draw_scene(glyphs, seed, index, size)
+        labels = np.where(np.isin(scene.labels, hidden), NO_CLASS, scene.labels).astype(np.uint8)
+        name = f"{index:06}.png"
+        Image.fromarray(scene.image).save(unfinished / "images" / name)
+        Image.fromarray(labels).save(unfinished / "labels" / name)
+        lines.append({"image": f"images/{split}/{name}", "caption": scene.caption, "words": scene.words})
+    captions = output / "captions.jsonl"
+    before = captions.read_text() if captions.exists() else ""
+    for name, value in texts.items():
+        _replace(output / name, json.dumps(value, indent=1) + "\n")
+    _replace(captions, before + "".join(json.dumps(line) + "\n" for line in lines))
+    for kind in ("labels", "images"):
+        (output / kind).mkdir(exist_ok=True)
+        os.replace(unfinished / kind, output / kind / split)
+    unfinished.rmdir()
+
+
+def _replace(path: Path, text: str):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    os.replace(partial, path)
