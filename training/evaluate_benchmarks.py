@@ -142,7 +142,7 @@ def evaluate(args: argparse.Namespace, accelerator: Accelerator, notice: Termina
     """Evaluates everything that was asked for; returns the exit status."""
     benchmarks = [find_benchmark(name) for name in dict.fromkeys(args.benchmarks)]
     if len({benchmark.name for benchmark in benchmarks}) < len(benchmarks):
-        raise ValueError("Two of the benchmarks have the same name: give them different ones.")
+        raise UserError("Two of the benchmarks have the same name: give them different ones.")
     # Before any time is spent on the first of them.
     files = {benchmark.name: find_files(benchmark, args.data_root) for benchmark in benchmarks}
     predictor = build_predictor(args, accelerator)
@@ -184,7 +184,7 @@ def evaluate(args: argparse.Namespace, accelerator: Accelerator, notice: Termina
 def build_predictor(args: argparse.Namespace, accelerator: Accelerator) -> ModelPredictor | FilePredictor:
     if args.from_predictions is not None:
         if not args.from_predictions.is_dir():
-            raise ValueError(f"--from_predictions {args.from_predictions} is no folder.")
+            raise UserError(f"--from_predictions {args.from_predictions} is no folder.")
         return FilePredictor(args.from_predictions, args.batch_size, args.dataloader_num_workers)
     with accelerator.local_main_process_first():
         model, processor = load_checkpoint(args.model)

@@ -9,6 +9,7 @@ import json
 import sys
 from pathlib import Path
 
+from catseg_hf.errors import UserError
 from catseg_training.world.glyphs import FONT_FILE, EmojiFont, GlyphCache
 from catseg_training.world.pretraining import Phase, PretrainingConfig, pretrain
 
@@ -41,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
             options.save_steps,
             options.validation_steps,
         )
-    except ValueError as error:
+    except UserError as error:
         print(f"{parser.prog}: {error}", file=sys.stderr)
         return 1
     return 0

@@ -29,7 +29,6 @@ from .lora import ADAPTER_CONFIG
 
 # Side of the feature grid of both published models.
 FEATURE_SIZE = 24
-# Of an image before its windows, in shortest edges.
 FRESH_VOCABULARY = "coco_stuff_171"
 LARGEST_LABEL = 65535
 # What loading raises for files that are missing, damaged or of something else.

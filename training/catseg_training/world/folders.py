@@ -9,6 +9,8 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
+from catseg_hf.errors import UserError
+
 from .glyphs import GlyphCache
 from .scenes import draw_scene
 from .words import classes, seen_words, unseen_words
@@ -39,10 +41,10 @@ def write_scenes(
         hide_unseen (`bool`): Whether the pixels of words without masks have no class.
 
     Raises:
-        ValueError: If the split is there already, or `output` holds something else. Nothing is written then.
+        UserError: If the split is there already, or `output` holds something else. Nothing is written then.
     """
     if output.exists() and not output.is_dir():
-        raise ValueError(f"--output {output} is a file: name a folder.")
+        raise UserError(f"--output {output} is a file: name a folder.")
     texts = {
         "classes.json": list(classes()),
         "words.json": {"seen": list(seen_words()), "unseen": list(unseen_words())},
@@ -50,13 +52,13 @@ def write_scenes(
     }
     if output.is_dir() and any(output.iterdir()):
         if (output / "images" / split).exists():
-            raise ValueError(
+            raise UserError(
                 f"{output} has a split {split!r} already: name another with --split, or remove the folder."
             )
         if not (output / "classes.json").is_file():
-            raise ValueError(f"--output {output} holds something else than scenes: name another folder.")
+            raise UserError(f"--output {output} holds something else than scenes: name another folder.")
         if json.loads((output / "classes.json").read_text()) != texts["classes.json"]:
-            raise ValueError(f"{output} has scenes of other words: name another folder.")
+            raise UserError(f"{output} has scenes of other words: name another folder.")
     hidden = [classes().index(word) for word in unseen_words()] if hide_unseen else []
     unfinished = output.with_name(f".{output.name}.{split}.incomplete")
     shutil.rmtree(unfinished, ignore_errors=True)

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from catseg_hf.errors import UserError
+
 from .words import things
 
 
@@ -23,7 +25,7 @@ class EmojiFont:
         path (`Path`): The font's file.
 
     Raises:
-        ValueError: If there is no such file, or it is not a font of colour bitmaps that has all the emoji.
+        UserError: If there is no such file, or it is not a font of colour bitmaps that has all the emoji.
     """
 
     def __init__(self, path: Path = FONT_FILE):
@@ -31,15 +33,15 @@ class EmojiFont:
             "Install the Debian package `fonts-noto-color-emoji`, or name the file NotoColorEmoji.ttf with `--font`."
         )
         if not Path(path).is_file():
-            raise ValueError(f"There is no font {path}. {remedy}")
+            raise UserError(f"There is no font {path}. {remedy}")
         try:
             self._font = ImageFont.truetype(path, BITMAP_SIZE)
         except OSError as error:
-            raise ValueError(f"{path} is not a font with bitmaps of size {BITMAP_SIZE} ({error}). {remedy}") from error
+            raise UserError(f"{path} is not a font with bitmaps of size {BITMAP_SIZE} ({error}). {remedy}") from error
         for word, emoji in things().items():
             levels = np.asarray(self._draw(emoji).convert("RGB"), dtype=int)
             if np.ptp(levels, axis=-1).max() < COLOURED:
-                raise ValueError(f"The font {path} has no coloured emoji {emoji} for {word!r}. {remedy}")
+                raise UserError(f"The font {path} has no coloured emoji {emoji} for {word!r}. {remedy}")
 
     def _draw(self, text: str) -> Image.Image:
         image = Image.new("RGBA", (2 * BITMAP_SIZE, 2 * BITMAP_SIZE))

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from catseg_hf.errors import UserError
 from catseg_hf.modeling_catseg import cost_volume, dense_image_features
 
 from .captions import PROMPT
@@ -214,19 +215,19 @@ def pretrain(
     and ends with the weights that it would have had.
 
     Raises:
-        ValueError: If `output_dir` holds something else than an unfinished run of the same `config`, or a phase has
+        UserError: If `output_dir` holds something else than an unfinished run of the same `config`, or a phase has
             fewer scenes than a batch.
     """
     for phase in config.phases:
         if phase.num_scenes < phase.batch_size:
-            raise ValueError(
+            raise UserError(
                 f"A phase has {phase.num_scenes} scenes, fewer than its batch of {phase.batch_size}: give it more "
                 "scenes or smaller batches."
             )
     accelerator = Accelerator()
     state_file = output_dir / STATE_FILE
     if output_dir.exists() and any(output_dir.iterdir()) and not state_file.exists():
-        raise ValueError(f"The folder {output_dir} exists and holds no unfinished run: name another, or remove it.")
+        raise UserError(f"The folder {output_dir} exists and holds no unfinished run: name another, or remove it.")
     tokenizer = build_tokenizer()
     word_ids = tokenizer([PROMPT.format(word) for word in classes()], padding=True, return_tensors="pt").input_ids
     model = ContrastivePretraining(build_clip(config, tokenizer), word_ids, config.patch_weight)
@@ -236,7 +237,7 @@ def pretrain(
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)
         if state["config"] != json.dumps(asdict(config)):
-            raise ValueError(f"{output_dir} holds a run with other settings ({state['config']}): name another folder.")
+            raise UserError(f"{output_dir} holds a run with other settings ({state['config']}): name another folder.")
         model.load_state_dict(state["model"])
         for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
