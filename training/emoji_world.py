@@ -10,6 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from catseg_hf.errors import UserError
 from catseg_training.arguments import positive
 from catseg_training.world.folders import write_scenes
 from catseg_training.world.glyphs import FONT_FILE, EmojiFont, GlyphCache
@@ -37,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
             options.size,
             options.hide_unseen,
         )
-    except (OSError, ValueError) as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

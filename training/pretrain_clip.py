@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
             options.validation_steps,
         )
     except UserError as error:
-        print(f"{parser.prog}: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 

@@ -1,5 +1,7 @@
 """A CLIP that learns words from captions: on the class token, as CLIP does, and weakly on the patches."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -10,16 +12,35 @@ BEST_PATCHES = 4
 MAX_LOGIT_SCALE = 100.0
 
 
-def image_embeds(clip: CLIPModel, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def patch_states(clip: CLIPModel, pixel_values: torch.Tensor, corner: Sequence[int]) -> torch.Tensor:
+    """What CLIP's blocks get for images `(B, 3, H, W)` whose first patch stands at `corner` (row, column) of the grid
+    of its position embeddings: `(B, 1 + N, D)`. Small images then have patches as far apart as large ones."""
+    embeddings = clip.vision_model.embeddings
+    patches = embeddings.patch_embedding(pixel_values)
+    (top, left), (rows, columns) = corner, patches.shape[-2:]
+    positions = embeddings.position_embedding.weight
+    side = round((len(positions) - 1) ** 0.5)
+    grid = positions[1:].unflatten(0, (side, side))[top : top + rows, left : left + columns].flatten(0, 1)
+    class_token = (embeddings.class_embedding + positions[0]).expand(len(patches), 1, -1)
+    return torch.cat([class_token, patches.flatten(2).mT + grid], dim=1)
+
+
+def image_embeds(
+    clip: CLIPModel, pixel_values: torch.Tensor, corner: Sequence[int] | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """
     CLIP's embedding of images `(B, 3, H, W)` and, from the same blocks, of their patches as CAT-Seg reads them.
+    `corner` is that of [`patch_states`]; without it the position embeddings are resized to the images.
 
     Returns:
         `clip.get_image_features` `(B, D)` and `dense_image_features` `(B, N, D)`, neither normalised. The last block
         runs once for both: only its class token attends.
     """
     vision_model = clip.vision_model
-    hidden_states = vision_model.embeddings(pixel_values, interpolate_pos_encoding=True)
+    if corner is None:
+        hidden_states = vision_model.embeddings(pixel_values, interpolate_pos_encoding=True)
+    else:
+        hidden_states = patch_states(clip, pixel_values, corner)
     hidden_states = vision_model.pre_layrnorm(hidden_states)
     *blocks, last_block = vision_model.encoder.layers
     for block in blocks:
@@ -67,19 +88,24 @@ class ContrastivePretraining(nn.Module):
         self.patch_weight = patch_weight
 
     def forward(
-        self, pixel_values: torch.Tensor, caption_ids: torch.Tensor, caption_words: torch.Tensor
+        self,
+        pixel_values: torch.Tensor,
+        caption_ids: torch.Tensor,
+        caption_words: torch.Tensor,
+        corner: Sequence[int] | None = None,
     ) -> dict[str, torch.Tensor]:
         """
         Args:
             pixel_values (`torch.FloatTensor` of shape `(B, 3, H, W)`): Normalised images.
             caption_ids (`torch.LongTensor` of shape `(B, L)`): Their captions.
             caption_words (`torch.BoolTensor` of shape `(B, T)`): The words in each caption.
+            corner (`Sequence[int]`, *optional*): See [`patch_states`].
 
         Returns:
             The losses `"contrastive"` and, unless `patch_weight` is 0, `"word"`, `"purity"` and `"presence"`; their
             weighted sum `"loss"`.
         """
-        class_embeds, patch_embeds = image_embeds(self.clip, pixel_values)
+        class_embeds, patch_embeds = image_embeds(self.clip, pixel_values, corner)
         scale = self.clip.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)
         class_embeds = F.normalize(class_embeds, dim=-1)
         logits = scale * class_embeds @ text_embeds(self.clip, caption_ids).T

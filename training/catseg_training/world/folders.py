@@ -10,6 +10,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from catseg_hf.errors import UserError
+from catseg_hf.files import replaced_file
 
 from .glyphs import GlyphCache
 from .scenes import draw_scene
@@ -17,6 +18,11 @@ from .words import classes, seen_words, unseen_words
 
 
 NO_CLASS = 255
+
+
+def _write_text(path: Path, text: str):
+    with replaced_file(path) as file:
+        file.write_text(text, encoding="utf-8")
 
 
 def write_scenes(
@@ -74,17 +80,11 @@ def write_scenes(
         lines.append({"image": f"images/{split}/{name}", "caption": scene.caption, "words": scene.words})
     captions = output / "captions.jsonl"
     before = captions.read_text() if captions.exists() else ""
+    output.mkdir(parents=True, exist_ok=True)
     for name, value in texts.items():
-        _replace(output / name, json.dumps(value, indent=1) + "\n")
-    _replace(captions, before + "".join(json.dumps(line) + "\n" for line in lines))
+        _write_text(output / name, json.dumps(value, indent=1) + "\n")
+    _write_text(captions, before + "".join(json.dumps(line) + "\n" for line in lines))
     for kind in ("labels", "images"):
         (output / kind).mkdir(exist_ok=True)
         os.replace(unfinished / kind, output / kind / split)
     unfinished.rmdir()
-
-
-def _replace(path: Path, text: str):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)

@@ -17,6 +17,10 @@ COLOURED = 16  # the least that red, green and blue of a colour differ by
 LEVELS = (32, 48, 72, 108, 160)
 
 
+def _is_coloured(image: Image.Image) -> bool:
+    return np.ptp(np.asarray(image.convert("RGB"), dtype=int), axis=-1).max() >= COLOURED
+
+
 class EmojiFont:
     """
     Draws words as their emoji.
@@ -38,10 +42,11 @@ class EmojiFont:
             self._font = ImageFont.truetype(path, BITMAP_SIZE)
         except OSError as error:
             raise UserError(f"{path} is not a font with bitmaps of size {BITMAP_SIZE} ({error}). {remedy}") from error
-        for word, emoji in things().items():
-            levels = np.asarray(self._draw(emoji).convert("RGB"), dtype=int)
-            if np.ptp(levels, axis=-1).max() < COLOURED:
-                raise UserError(f"The font {path} has no coloured emoji {emoji} for {word!r}. {remedy}")
+        drawn = {word: self._draw(emoji) for word, emoji in things().items()}
+        if missing := [word for word, image in drawn.items() if image.getbbox() is None]:
+            raise UserError(f"The font {path} draws nothing for {missing[:5]}. {remedy}")
+        if sum(map(_is_coloured, drawn.values())) < len(drawn) / 2:  # a few things are grey
+            raise UserError(f"The font {path} has no coloured emoji. {remedy}")
 
     def _draw(self, text: str) -> Image.Image:
         image = Image.new("RGBA", (2 * BITMAP_SIZE, 2 * BITMAP_SIZE))

@@ -24,7 +24,7 @@ from .glyphs import GlyphCache
 from .muon import Muon
 from .scenes import Scene, draw_scene
 from .scoring import word_iou
-from .tokenizer import CONTEXT_LENGTH, build_tokenizer
+from .tokenizer import load_tokenizer
 from .words import classes, seen_words, unseen_words
 
 
@@ -35,13 +35,19 @@ HISTORY_FILE = "pretraining_log.jsonl"
 
 @dataclass
 class Phase:
-    """A part of the curriculum: so many scenes of this size and with this much in them, in batches of so many."""
+    """
+    A part of the curriculum: so many scenes of this size and with this much in them, in batches of so many.
+
+    Scenes smaller than CLIP's images get a part of its position embeddings, elsewhere in each batch, or (without
+    `cropped_positions`) all of them resized.
+    """
 
     num_scenes: int
     batch_size: int
     size: int
     num_things: Sequence[int]
     num_backgrounds: Sequence[int]
+    cropped_positions: bool = True
 
 
 @dataclass
@@ -83,7 +89,7 @@ def build_clip(config: PretrainingConfig, tokenizer: CLIPTokenizer) -> CLIPModel
     torch.manual_seed(config.seed)
     text = {
         "vocab_size": len(tokenizer),
-        "max_position_embeddings": CONTEXT_LENGTH,
+        "max_position_embeddings": tokenizer.model_max_length,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
@@ -126,7 +132,7 @@ class SceneBatches(Dataset):
         share: slice,
     ):
         self._glyphs, self._tokenizer, self._seed = glyphs, tokenizer, config.seed
-        self._steps, self._share = steps, share
+        self._steps, self._share, self._vision = steps, share, config.vision
 
     def __len__(self) -> int:
         return len(self._steps)
@@ -137,7 +143,14 @@ class SceneBatches(Dataset):
             draw_scene(self._glyphs, self._seed, index, phase.size, phase.num_things, phase.num_backgrounds)
             for index in indices[self._share]
         ]
-        return scene_tensors(scenes, self._tokenizer)
+        tensors = scene_tensors(scenes, self._tokenizer)
+        if phase.cropped_positions:
+            tensors["corner"] = self._corner(phase, indices.start)
+        return tensors
+
+    def _corner(self, phase: Phase, first_index: int) -> list[int]:
+        free = (self._vision["image_size"] - phase.size) // self._vision["patch_size"]
+        return np.random.default_rng([self._seed, first_index, 1]).integers(0, free + 1, 2).tolist()
 
 
 def scene_tensors(scenes: Sequence[Scene], tokenizer: CLIPTokenizer) -> dict[str, torch.Tensor]:
@@ -228,7 +241,7 @@ def pretrain(
     state_file = output_dir / STATE_FILE
     if output_dir.exists() and any(output_dir.iterdir()) and not state_file.exists():
         raise UserError(f"The folder {output_dir} exists and holds no unfinished run: name another, or remove it.")
-    tokenizer = build_tokenizer()
+    tokenizer = load_tokenizer()
     word_ids = tokenizer([PROMPT.format(word) for word in classes()], padding=True, return_tensors="pt").input_ids
     model = ContrastivePretraining(build_clip(config, tokenizer), word_ids, config.patch_weight)
     optimizers = build_optimizers(model.clip, config)

@@ -1,0 +1,129 @@
+"""The pretraining of the emoji world's CLIP: its losses, its optimiser, and runs that were killed."""
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from transformers import CLIPModel, CLIPTokenizer
+
+from catseg_hf.errors import UserError
+from catseg_hf.modeling_catseg import dense_image_features
+from catseg_training.world.captions import PROMPT
+from catseg_training.world.contrastive import ContrastivePretraining, image_embeds
+from catseg_training.world.glyphs import GlyphCache
+from catseg_training.world.muon import orthogonalise
+from catseg_training.world.pretraining import Phase, PretrainingConfig, build_clip, pretrain
+from catseg_training.world.tokenizer import load_tokenizer
+from catseg_training.world.words import classes
+from test_emoji_world import draw_disc
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> CLIPTokenizer:
+    return load_tokenizer()
+
+
+def tiny_config(num_scenes: int = 8) -> PretrainingConfig:
+    tower = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2}
+    return PretrainingConfig(
+        [Phase(num_scenes, 4, 16, (1, 1), (1, 1)), Phase(8, 4, 32, (1, 2), (1, 1))],
+        vision={**tower, "num_hidden_layers": 2, "image_size": 32, "patch_size": 8},
+        text={**tower, "num_hidden_layers": 1},
+        projection_dim=16,
+        warmup_steps=1,
+        decay_steps=2,
+    )
+
+
+@pytest.fixture
+def run():
+    def run_pretraining(folder, config=None, **options):
+        try:
+            pretrain(
+                config or tiny_config(),
+                folder,
+                GlyphCache(draw_disc),
+                **{
+                    "save_steps": 2,
+                    "validation_steps": 3,
+                    "num_validation_scenes": 2,
+                    "log": lambda line: None,
+                    **options,
+                },
+            )
+        finally:
+            AcceleratorState._reset_state(reset_partial_state=True)
+            GradientState._reset_state()
+
+    return run_pretraining
+
+
+def test_tokenizer(tokenizer):
+    for word in (*classes(), "a word that it never saw, naïve 漢字"):
+        ids = tokenizer(PROMPT.format(word)).input_ids
+        assert len(ids) <= 77 and ids.count(tokenizer.eos_token_id) == 1
+        assert tokenizer.decode(ids, skip_special_tokens=True).replace(" ", "") != ""
+    lengths = [len(tokenizer(word).input_ids) - 2 for word in classes()]
+    assert max(lengths) <= 2  # one token for each part of a name
+
+
+def test_embeds_are_those_of_clip_and_catseg(tokenizer):
+    clip = build_clip(tiny_config(), tokenizer).eval()
+    pixel_values = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for corner in (None, (0, 0)):
+        class_embeds, patch_embeds = image_embeds(clip, pixel_values, corner)
+        torch.testing.assert_close(class_embeds, clip.get_image_features(pixel_values).pooler_output)
+        torch.testing.assert_close(patch_embeds, dense_image_features(clip, pixel_values, ())[0].flatten(1, 2))
+
+
+def test_plain_clip_leaves_the_patches_alone(tokenizer):
+    word_ids = tokenizer(list(classes()), padding=True, return_tensors="pt").input_ids
+    batch = {
+        "pixel_values": torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)),
+        "caption_ids": tokenizer(["a cat on grass", "a dog on sand"], padding=True, return_tensors="pt").input_ids,
+        "caption_words": torch.nn.functional.one_hot(torch.tensor([3, 4]), len(classes())).bool(),
+    }
+    plain = ContrastivePretraining(build_clip(tiny_config(), tokenizer), word_ids, patch_weight=0.0)(**batch)
+    weak = ContrastivePretraining(build_clip(tiny_config(), tokenizer), word_ids)(**batch)
+    assert set(plain) == {"loss", "contrastive"} and plain["loss"] == plain["contrastive"]
+    assert weak["loss"] > plain["loss"] and weak["purity"] > 0 and weak["presence"] > 0
+
+
+def test_muon_orthogonalises():
+    matrices = torch.randn(3, 24, 16, generator=torch.Generator().manual_seed(0))
+    values = torch.linalg.svdvals(orthogonalise(matrices, num_steps=8))
+    assert values.min() > 0.6 and values.max() < 1.3
+
+
+def test_a_killed_run_ends_with_the_same_weights(run, tmp_path):
+    class Killed(Exception):
+        pass
+
+    def kill(line: str):
+        raise Killed
+
+    run(tmp_path / "whole")
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", log=kill)
+    assert not (tmp_path / "killed" / "model.safetensors").exists()
+    run(tmp_path / "killed")
+    whole, resumed = (tmp_path / name / "model.safetensors" for name in ("whole", "killed"))
+    assert whole.read_bytes() == resumed.read_bytes()
+    CLIPModel.from_pretrained(tmp_path / "whole")
+    with pytest.raises(UserError, match="holds no unfinished run"):
+        run(tmp_path / "whole")
+
+
+def test_other_settings_do_not_continue_a_run(run, tmp_path):
+    def kill(line: str):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, log=kill)
+    with pytest.raises(UserError, match="other settings"):
+        run(tmp_path, tiny_config(12))
+
+
+def test_fewer_scenes_than_a_batch(run, tmp_path):
+    with pytest.raises(UserError, match="3 scenes, fewer than its batch of 4"):
+        run(tmp_path / "out", tiny_config(3))
+    assert not (tmp_path / "out").exists()

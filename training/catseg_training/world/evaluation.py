@@ -1,0 +1,102 @@
+"""What a model of the emoji world can do: with all words, with the scene's own, with words that are not there."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+from transformers import CLIPModel, CLIPTokenizer
+
+from catseg_hf import CATSegForSemanticSegmentation, CATSegProcessor
+from catseg_hf.modeling_catseg import cost_volume, dense_image_features
+
+from .captions import PROMPT
+from .contrastive import text_embeds
+from .folders import NO_CLASS
+from .pretraining import pixel_values
+from .scoring import word_iou
+from .words import classes, seen_words, unseen_words
+
+
+# Words that are not in a scene, asked for beside those that are.
+NUM_ABSENT = 10
+
+
+def read_scenes(folder: Path, split: str, num_scenes: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Images `(N, H, W, 3)` and label maps `(N, H, W)` of a dataset that [`write_scenes`] wrote."""
+    paths = sorted((folder / "images" / split).iterdir())[:num_scenes]
+    images = [np.asarray(Image.open(path)) for path in paths]
+    labels = [np.asarray(Image.open(folder / "labels" / split / f"{path.stem}.png")) for path in paths]
+    return np.stack(images), np.stack(labels)
+
+
+def mean_ious(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Mean intersection over union, in [0, 1], of the seen and the unseen words that occur."""
+    ious = word_iou(predictions, labels)
+    present = {classes()[index] for index in np.unique(labels[labels != NO_CLASS])}
+    return {
+        name: float(np.mean([ious[word] for word in words if word in present]))
+        for name, words in (("seen", seen_words()), ("unseen", unseen_words()))
+    }
+
+
+@torch.no_grad()
+def evaluate_clip(folder: Path, images: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """The arg max of the cost volume of a CLIP on its own, with all words and with each scene's own."""
+    clip = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = CLIPTokenizer.from_pretrained(folder)
+    prompts = tokenizer([PROMPT.format(word) for word in classes()], padding=True, return_tensors="pt")
+    words = text_embeds(clip, prompts.input_ids)[:, None]
+    all_words, own_words = [], []
+    for image, label in zip(images, labels, strict=True):
+        cost = cost_volume(dense_image_features(clip, pixel_values(image[None]), ())[0], words)[0]
+        cost = F.interpolate(cost, size=label.shape, mode="bilinear")[0]
+        own = torch.from_numpy(np.unique(label))
+        all_words.append(cost.argmax(dim=0).numpy())
+        own_words.append(own[cost[own.long()].argmax(dim=0)].numpy())
+    return {
+        "all_words": mean_ious(np.stack(all_words), labels),
+        "own_words": mean_ious(np.stack(own_words), labels),
+    }
+
+
+@torch.no_grad()
+def evaluate_catseg(
+    folder: Path, images: np.ndarray, labels: np.ndarray, dtype: torch.dtype = torch.float32, seed: int = 0
+) -> dict[str, Any]:
+    """
+    A CAT-Seg with all words, with each scene's own, and with these and a few others: `absent_share` of the pixels go
+    to words that are not in the scene.
+    """
+    model = CATSegForSemanticSegmentation.from_pretrained(folder, dtype=dtype).eval()
+    processor = CATSegProcessor.from_pretrained(folder)
+    vocabulary = model.get_text_embeds(processor(text=list(classes())).input_ids)
+    rng = np.random.default_rng(seed)
+
+    def segment(image: np.ndarray, class_ids: np.ndarray) -> np.ndarray:
+        pixels = processor(images=Image.fromarray(image), sliding_window=False).pixel_values.to(dtype)
+        logits = model(pixels, text_embeds=vocabulary[class_ids.tolist()], sliding_window=False).logits
+        logits = F.interpolate(logits.float(), size=image.shape[:2], mode="bilinear")
+        return class_ids[logits[0].argmax(dim=0).numpy()]
+
+    every = np.arange(len(classes()))
+    all_words, own_words, absent = [], [], []
+    for image, label in tqdm(list(zip(images, labels, strict=True)), mininterval=20):
+        own = np.unique(label)
+        others = rng.choice(np.setdiff1d(every, own), NUM_ABSENT, replace=False)
+        all_words.append(segment(image, every))
+        own_words.append(segment(image, own.astype(int)))
+        absent.append(np.isin(segment(image, np.concatenate([own.astype(int), others])), others).mean())
+    return {
+        "all_words": mean_ious(np.stack(all_words), labels),
+        "own_words": mean_ious(np.stack(own_words), labels),
+        "absent_share": float(np.mean(absent)),
+    }
+
+
+def write_evaluation(path: Path, results: dict[str, Any]):
+    path.write_text(json.dumps(results, indent=1) + "\n")
