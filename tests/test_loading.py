@@ -55,8 +55,8 @@ def test_shards(model_with_vocabulary, tmp_path):
     model_with_vocabulary.save_pretrained(tmp_path / "first", max_shard_size="1MB")
     assert (tmp_path / "first" / "model.safetensors.index.json").exists()
     assert len(list((tmp_path / "first").glob("*.safetensors"))) > 1
-    loaded = CATSegForSemanticSegmentation.from_pretrained(tmp_path / "first")
-    assert torch.equal(segment(loaded), segment(model_with_vocabulary))
+    loaded = CATSegForSemanticSegmentation.from_pretrained(tmp_path / "first").state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in model_with_vocabulary.state_dict().items())
     # Loading leaves transformers another order of the tensors, so that they fall into other shards once.
     save_again(tmp_path / "first", tmp_path / "second", max_shard_size="1MB")
     assert save_again(tmp_path / "second", tmp_path / "third", max_shard_size="1MB")

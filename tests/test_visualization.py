@@ -134,7 +134,7 @@ def test_figure_is_saved(tmp_path):
 
 def test_without_matplotlib(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match=r"catseg_hf\[demo\]"):
+    with pytest.raises(ImportError, match=r"catseg_hf\[plot\]"):
         plot_segmentation(Image.new("RGB", (4, 4)), np.zeros((4, 4), dtype=int), ["cat"])
 
 
