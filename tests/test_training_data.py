@@ -2,8 +2,11 @@
 
 import io
 import logging
+import os
 import pickle
 import shutil
+import sys
+import unicodedata
 from pathlib import Path
 
 import datasets
@@ -153,7 +156,7 @@ def test_bad_coco_stuff_folders(coco_stuff, refusal, tmp_path, caplog):
         label.unlink()
     message = refusal(root)
     assert f"2 of 5 pictures in {root / 'images' / 'train2017'} have no label" in message
-    assert f"{labels[0].stem}, {labels[1].stem}" in message
+    assert f"{labels[0].stem}.jpg, {labels[1].stem}.jpg" in message
 
     for label in labels[:2]:
         (root / "images" / "train2017" / f"{label.stem}.jpg").unlink()
@@ -197,6 +200,71 @@ def test_bad_folders_of_pairs(paired_folder, refusal):
     assert "have the same name" in refusal(paired_folder, "val")
     (paired_folder / "labels" / "training" / "subfolder" / "1.png").unlink()
     assert "1 of 3 pictures" in refusal(paired_folder, "training")
+
+
+@pytest.mark.parametrize(
+    "stale",
+    [".ipynb_checkpoints/0-checkpoint.png", "@eaDir/0.png", "__MACOSX/subfolder/0.png", ".hidden/0.png", "._0.png"],
+)
+def test_files_of_tools_are_no_data(paired_folder, load, refusal, stale):
+    for kind, array in zip(("images", "labels"), (pictures()[0][0], pictures()[1][0]), strict=True):
+        (paired_folder / kind / "Thumbs.db").write_bytes(b"")
+        for split in ("val", ""):
+            path = paired_folder / kind / split / stale
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(png(array))
+    check_rows(load(paired_folder, "val"), *pictures())
+    assert "it has training, val." in refusal(paired_folder, "test")
+
+
+@pytest.mark.parametrize("target", [".", "..", "subfolder"])
+def test_links_that_lead_back_are_not_followed(paired_folder, load, target):
+    for kind in ("images", "labels"):
+        folder = paired_folder / kind / "val"
+        (folder / "subfolder" / "back").symlink_to((folder / target).resolve(), target_is_directory=True)
+    check_rows(load(paired_folder, "val"), *pictures())
+
+
+def test_links_through_another_folder_that_lead_back_end(paired_folder, load, tmp_path):
+    for kind in ("images", "labels"):
+        elsewhere = tmp_path / f"elsewhere {kind}"
+        elsewhere.mkdir()
+        (elsewhere / "back").symlink_to(paired_folder / kind / "val", target_is_directory=True)
+        (paired_folder / kind / "val" / "link").symlink_to(elsewhere, target_is_directory=True)
+    check_rows(load(paired_folder, "val"), *pictures())
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_pair_in_any_unicode_form(paired_folder, load, forms):
+    for kind, form in zip(("images", "labels"), forms, strict=True):
+        folder = paired_folder / kind / "val" / "subfolder"
+        (folder / "2.png").rename(folder / f"caf{unicodedata.normalize(form, 'é')}.png")
+    check_rows(load(paired_folder, "val"), *pictures())
+
+
+def test_files_without_a_partner_are_named_with_what_is_accepted(paired_folder, load, refusal, caplog):
+    images, labels = (paired_folder / kind / "val" / "subfolder" for kind in ("images", "labels"))
+    (images / "2.png").rename(images / "2.gif")
+    assert len(load(paired_folder, "val")) == 2
+    assert "subfolder/2.png" in caplog.text and ".webp" in caplog.text
+    (labels / "1.png").rename(labels / "1.jpg")
+    message = refusal(paired_folder, "val")
+    assert "subfolder/1.png" in message and ".bmp, .png, .tif, .tiff" in message
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every name is text")
+@pytest.mark.parametrize("kinds", [("images",), ("labels",), ("images", "labels")], ids=" and ".join)
+def test_names_that_are_no_text_are_printable(paired_folder, load, refusal, caplog, kinds):
+    for kind in kinds:
+        folder = paired_folder / kind / "val" / "subfolder"
+        os.rename(folder / "1.png", os.fsencode(folder) + b"/caf\xe9.png")
+    if kinds == ("labels",):
+        (paired_folder / "images" / "val" / "subfolder" / "1.png").unlink()
+        assert len(load(paired_folder, "val")) == 2
+        message = caplog.text
+    else:
+        message = refusal(paired_folder, "val")
+    assert "caf\\xe9.png" in message and message.encode("utf-8")
 
 
 IMAGE = datasets.Image()
