@@ -187,7 +187,7 @@ def build_predictor(args: argparse.Namespace, accelerator: Accelerator) -> Model
             raise UserError(f"--from_predictions {args.from_predictions} is no folder.")
         return FilePredictor(args.from_predictions, args.batch_size, args.dataloader_num_workers)
     with accelerator.local_main_process_first():
-        model, processor = load_checkpoint(args.model)
+        model, processor = load_checkpoint(args.model, option="--model")
     sliding_window = model.config.sliding_window if args.sliding_window is None else args.sliding_window
     views = Views(sliding_window, scales=TTA_SCALES, flip=True) if args.tta else Views(sliding_window)
     return ModelPredictor(

@@ -35,13 +35,16 @@ LARGEST_LABEL = 65535
 UNREADABLE = (OSError, RuntimeError, KeyError, SafetensorError)
 
 
-def load_checkpoint(name: str, token: str | None = None) -> tuple[CATSegForSemanticSegmentation, CATSegProcessor]:
+def load_checkpoint(
+    name: str, token: str | None = None, option: str = "--model_name_or_path"
+) -> tuple[CATSegForSemanticSegmentation, CATSegProcessor]:
     """
     Model and processor of a CAT-Seg checkpoint, in float32.
 
     Args:
         name (`str`): A folder or a repository on the Hub.
         token (`str`, *optional*): For the Hub.
+        option (`str`): What errors tell the user to change.
 
     Raises:
         UserError: If it cannot be loaded or is of another architecture.
@@ -49,7 +52,7 @@ def load_checkpoint(name: str, token: str | None = None) -> tuple[CATSegForSeman
     try:
         if (Path(name) / ADAPTER_CONFIG).is_file():
             raise UserError(f"{name} is an adapter for peft: give the folder above it, which holds the merged model.")
-        _check_architecture(name, "catseg", "--model_name_or_path", token)
+        _check_architecture(name, "catseg", option, token)
         model = CATSegForSemanticSegmentation.from_pretrained(name, dtype=torch.float32, token=token)
         processor = CATSegProcessor.from_pretrained(name, token=token)
         # The protocol's, whether torchvision is installed or not: a model's scores must not depend on that.
@@ -58,7 +61,7 @@ def load_checkpoint(name: str, token: str | None = None) -> tuple[CATSegForSeman
     except UNREADABLE as error:
         raise UserError(
             f"Could not load the checkpoint {name!r}: {first_line(error)}. Give a converted CAT-Seg checkpoint to "
-            "--model_name_or_path."
+            f"{option}."
         ) from None
 
 
