@@ -168,7 +168,8 @@ def test_ids_out_of_range_are_named_with_their_likely_cause(example, num_labels,
 
 
 def test_unlabelled_255_where_another_index_is_ignored():
-    assert "--ignore_index 255" in refusal(row(ids(0, 255)), 10, 65535)
+    assert "--ignore_index 255" in refusal(row(ids(0, 3, 255)), 10, 65535)
+    assert "mask of 0 and 255" in refusal(row(ids(0, 255)), 10, 65535)
 
 
 @pytest.mark.parametrize("num_labels, ignore_index", [(847, 255), (10, 9), (10, 65536), (10, -100)])

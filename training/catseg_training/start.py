@@ -28,6 +28,7 @@ from .checkpoints import (
 from .data.batches import CropBatches, StreamedBatches
 from .data.crops import StreamingCrops, TrainingCrops
 from .data.examples import EvaluationImages
+from .data.label_check import check_labels
 from .data.sources import load_segmentation_data
 from .interruption import TerminationNotice
 from .lora import ADAPTER, add_lora
@@ -161,7 +162,14 @@ def _eval_images(args: TrainArguments, accelerator: Accelerator, config: CATSegC
             raise UserError(f"{error} (--eval_split names another part, --skip_evaluation does without.)") from None
     if args.streaming:
         dataset = list(dataset)
+    _check_labels(dataset, args.eval_split, config)
     return EvaluationImages(dataset, config.num_labels, config.semantic_loss_ignore_index)
+
+
+def _check_labels(dataset: Any, split: str, config: CATSegConfig):
+    warning = check_labels(dataset, split, class_names(config), config.semantic_loss_ignore_index)
+    if warning is not None:
+        logger.warning(warning)
 
 
 def _batches(
@@ -189,6 +197,7 @@ def _batches(
             dataset, **options, rank=accelerator.process_index, world_size=accelerator.num_processes
         )
         return StreamedBatches(crops, batch_size, accelerator, args.dataloader_num_workers), None
+    _check_labels(dataset, args.train_split, config)
     crops = TrainingCrops(dataset, **options)
     return CropBatches(crops, args.seed, batch_size, accelerator, args.dataloader_num_workers), len(crops)
 

@@ -44,19 +44,26 @@ def read_example(
     """
     image_name, label_name = (_described(example, column) for column in ("image", "label"))
     image = rgb_pixels(decoded_image(example["image"], image_name), image_name)
-    ids = stored_ids(example["label"], label_name)
-    if ids.shape != image.shape[:2]:
-        sizes = " and ".join(f"{width} x {height}" for height, width in (ids.shape, image.shape[:2]))
+    label = read_label(example, num_labels, ignore_index)
+    if label.shape != image.shape[:2]:
+        sizes = " and ".join(f"{width} x {height}" for height, width in (label.shape, image.shape[:2]))
         raise UserError(
             f"{label_name} and {image_name} differ in size (width x height): {sizes}. A label needs its picture's "
             "size, after the rotation that EXIF data may ask for: make it again."
         )
+    return image, label
+
+
+def read_label(example: Mapping[str, Any], num_labels: int, ignore_index: int = 255) -> np.ndarray:
+    """The label map of [`read_example`] without its picture."""
+    name = _described(example, "label")
+    ids = stored_ids(example["label"], name)
     table = _label_table(example["label_ids"], example["reduce_labels"], num_labels, ignore_index)
     fits_table = ids.dtype in (np.uint8, np.uint16) or (ids.min() >= 0 and ids.max() <= MAX_ID)
     label = np.take(table, ids) if fits_table else None
     if label is None or label.min() == _OUT_OF_RANGE:
-        raise UserError(_refusal(np.unique(ids), table, label_name, example, num_labels, ignore_index))
-    return image, label
+        raise UserError(_refusal(np.unique(ids), table, name, example, num_labels, ignore_index))
+    return label
 
 
 class EvaluationImages(torch.utils.data.Dataset):
@@ -205,6 +212,8 @@ def _likely_cause(ids: np.ndarray, bad: list[int], example: Mapping[str, Any], n
         causes.append("The ids may begin at 1, with 0 for background or unlabelled pixels: add --reduce_labels.")
     elif num_labels == NUM_CLASSES and may_begin_at_1:
         causes.append("Raw COCO-Stuff ids may begin at 1 here: add --label_ids coco_stuff_raw --reduce_labels.")
+    if ids.tolist() == [0, UNLABELLED]:
+        causes.append("A mask of 0 and 255 has to be written anew with the class ids 0 and 1.")
     if bad == [UNLABELLED]:
         causes.append(f"{UNLABELLED} usually marks unlabelled pixels: add --ignore_index {UNLABELLED}.")
     return " Or: ".join(causes) or "Give the vocabulary that these labels were made with, class by class in id order."
