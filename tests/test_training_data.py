@@ -332,6 +332,56 @@ def test_named_columns(load, tmp_path, streaming):
     check_rows(load(path, image_column="encoded", **named), images, labels)
 
 
+BYTES, PATH = datasets.Value("binary"), datasets.Value("string")
+CASTABLE = {
+    "bytes": (lambda path: path.read_bytes(), BYTES),
+    "long bytes": (lambda path: path.read_bytes(), datasets.Value("large_binary")),
+    "path": (str, PATH),
+    "long path": (str, datasets.Value("large_string")),
+    "struct": (lambda path: {"bytes": None, "path": str(path)}, {"bytes": BYTES, "path": PATH}),
+    "struct of bytes": (lambda path: {"bytes": path.read_bytes()}, {"bytes": BYTES}),
+    "struct of path": (lambda path: {"path": str(path)}, {"path": PATH}),
+    "pixels": (
+        lambda path: np.asarray(Image.open(path)).tolist(),
+        datasets.List(datasets.List(datasets.List(datasets.Value("uint8")))),
+    ),
+}
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("value, feature", CASTABLE.values(), ids=CASTABLE)
+def test_named_columns_that_can_be_cast_to_images(paired_folder, load, tmp_path, value, feature, streaming):
+    files = sorted((paired_folder / "images" / "val" / "subfolder").iterdir())
+    columns = {"x": [value(file) for file in files], "label": [{"bytes": png(label)} for label in pictures()[1]]}
+    write_parquet(tmp_path / "data.parquet", columns, {"x": feature, "label": IMAGE})
+    check_rows(load(tmp_path / "data.parquet", image_column="x", streaming=streaming), *pictures())
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl", "csv", "arrow"])
+def test_a_data_file_by_its_path(paired_folder, load, tmp_path, suffix):
+    folders = {column: paired_folder / f"{column}s" / "val" / "subfolder" for column in ("image", "label")}
+    columns = {column: [str(path) for path in sorted(folder.iterdir())] for column, folder in folders.items()}
+    dataset, path = datasets.Dataset.from_dict(columns), tmp_path / f"data.{suffix}"
+    if suffix == "arrow":
+        dataset.save_to_disk(tmp_path / "saved")
+        next((tmp_path / "saved").glob("*.arrow")).rename(path)
+    else:
+        (dataset.to_csv if suffix == "csv" else dataset.to_json)(path)
+    check_rows(load(path, image_column="image", label_column="label"), *pictures())
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_folder_of_save_to_disk(load, refusal, tmp_path, streaming):
+    images, labels = pictures()
+    columns = {"image": [{"bytes": png(image)} for image in images], "label": [{"bytes": png(x)} for x in labels]}
+    dataset = datasets.Dataset.from_dict(columns, features=datasets.Features({"image": IMAGE, "label": IMAGE}))
+    dataset.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"train": dataset.take(1), "test": dataset}).save_to_disk(tmp_path / "two")
+    check_rows(load(tmp_path / "one", streaming=streaming), images, labels)
+    check_rows(load(tmp_path / "two", "test", streaming=streaming), images, labels)
+    assert "it has the splits train, test" in refusal(tmp_path / "two", "validation", streaming=streaming)
+
+
 @pytest.mark.parametrize("streaming", [False, True])
 def test_imagefolder_with_metadata(load, refusal, tmp_path, streaming):
     images, labels = pictures()

@@ -89,9 +89,21 @@ def _is_label_map(feature: Any) -> bool:
 
 
 def _may_hold(kind: str, feature: Any) -> bool:
-    """Whether a column that the user names is accepted: also encoded files or paths without the type that says so."""
-    is_untyped = isinstance(feature, datasets.Value) and feature.dtype in ("binary", "string")
-    return is_untyped or (_is_picture(feature) if kind == "image" else _is_label_map(feature))
+    """Whether a column that the user names is accepted: also what can be cast to pictures."""
+    if isinstance(feature, datasets.Value):
+        return feature.dtype in ("binary", "large_binary", "string", "large_string")
+    if isinstance(feature, dict):
+        types = {name: getattr(value, "dtype", None) for name, value in feature.items()}
+        return bool(types) and types.items() <= {"bytes": "binary", "path": "string"}.items()
+    return _is_picture(feature) or (_is_pixel_list(feature) if kind == "image" else is_label_array(feature))
+
+
+def _is_pixel_list(feature: Any) -> bool:
+    """Whether a column's values are nested lists `(H, W, 3)` of uint8."""
+    depth = 0
+    while isinstance(feature, datasets.List):
+        feature, depth = feature.feature, depth + 1
+    return depth == 3 and isinstance(feature, datasets.Value) and feature.dtype == "uint8"
 
 
 def _only_one(

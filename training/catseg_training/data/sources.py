@@ -21,6 +21,8 @@ from .paired_folders import Pair, folder_pairs, is_paired_folder
 _ENCODED_IMAGE = datasets.Image(decode=False)
 # How many parts a local data set has when it is streamed: at most this many workers of all processes have work.
 _NUM_STREAM_SHARDS = 64
+# What reads a data file that is given by its path.
+_FILE_LOADERS = {".arrow": "arrow", ".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 
 
 def load_segmentation_data(
@@ -46,7 +48,8 @@ def load_segmentation_data(
         source (`str` or `os.PathLike`):
             A COCO-Stuff download (see `coco_stuff.py`); a folder of pairs, `images/SPLIT/NAME.jpg` with
             `labels/SPLIT/NAME.png` (or `annotations/SPLIT/`); any other folder or file that `datasets.load_dataset`
-            reads, such as parquet files or an imagefolder with metadata; or the name of a data set on the Hub.
+            reads, such as parquet files or an imagefolder with metadata; a folder of `save_to_disk`; or
+            the name of a data set on the Hub.
         split (`str`): Which part, "train" or "validation" say. Of folders of pairs, the folder's name.
         config_name (`str`, *optional*): Which configuration of a data set that has several.
         image_column (`str`, *optional*): The column of pictures; found by its name or type otherwise.
@@ -115,8 +118,8 @@ def _loaded(
 ) -> datasets.Dataset | datasets.IterableDataset:
     """Pictures and labels, not decoded, of what `datasets.load_dataset` makes of a source."""
     path = Path(source).expanduser()
-    if path.suffix == ".parquet":
-        arguments = {"path": "parquet", "data_files": {split.partition("[")[0]: str(path)}}
+    if path.is_file() and path.suffix.lower() in _FILE_LOADERS:
+        arguments = {"path": _FILE_LOADERS[path.suffix.lower()], "data_files": {split.partition("[")[0]: str(path)}}
     elif path.exists():
         arguments = {"path": str(path)}
     elif path.is_absolute() or str(source).startswith(("~", ".")):
@@ -124,7 +127,10 @@ def _loaded(
     else:
         arguments = {"path": str(source)}
     with _explained_errors(source, split):
-        dataset = datasets.load_dataset(**arguments, split=split, **options)
+        if any((path / name).is_file() for name in ("dataset_dict.json", "state.json")):
+            dataset = _loaded_from_disk(path, split, options["streaming"])
+        else:
+            dataset = datasets.load_dataset(**arguments, split=split, **options)
     if dataset.features is None:
         raise UserError(f"The columns of {source} are not known while it is streamed: load it without streaming.")
     columns = find_columns(dataset.features, str(source), image_column, label_column)
@@ -143,6 +149,16 @@ def _loaded(
     if is_empty:
         raise UserError(f"The split {split!r} of {source} is empty: choose another one.")
     return dataset
+
+
+def _loaded_from_disk(path: Path, split: str, streaming: bool) -> datasets.Dataset | datasets.IterableDataset:
+    """What `save_to_disk` wrote: one of several splits, or the only data that there is, whatever the split."""
+    dataset = datasets.load_from_disk(path)
+    if isinstance(dataset, datasets.DatasetDict):
+        if split not in dataset:
+            raise UserError(f"it has the splits {', '.join(dataset)}")
+        dataset = dataset[split]
+    return dataset.to_iterable_dataset() if streaming else dataset
 
 
 @contextmanager
