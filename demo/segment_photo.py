@@ -1,64 +1,49 @@
-"""Converts a small checkpoint, loads it with the Auto classes and segments a photograph.
+"""Segments an image by words with the small model that comes with the package, or with another.
 
 python demo/segment_photo.py
+python demo/segment_photo.py --model catseg-base --image photo.jpg --labels cat sofa wall
 """
 
 import argparse
-import shutil
-import subprocess
-import sys
+import json
 from pathlib import Path
 
-import skimage.data
-import torch
 from PIL import Image
-from transformers import AutoModelForSemanticSegmentation, AutoProcessor
+from transformers import pipeline
 
-import catseg_hf  # noqa: F401  (registers the Auto classes)
+from catseg_hf import EMBEDDED_MODEL
 from catseg_hf.visualization import area_shares, draw_segmentation
 
 
-ROOT = Path(__file__).resolve().parent.parent
-FIXTURES = ROOT / "tests" / "fixtures"
-LABELS = ["cat", "fur", "eye", "nose", "background"]
+ROOT = Path(__file__).resolve().parent
+SCENE = ROOT / "scene.png"
+SCENE_LABELS = ROOT / "scene_labels.json"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--labels", nargs="+", default=LABELS, help="classes to look for (default: %(default)s)")
-    parser.add_argument("--output_dir", type=Path, default=ROOT / "demo" / "output", help="folder for the results")
+    parser.add_argument("--image", type=Path, default=SCENE, help="image to segment (default: a drawn scene)")
+    parser.add_argument("--labels", nargs="+", help="classes to look for (default: those of the scene, and others)")
+    parser.add_argument("--model", default=EMBEDDED_MODEL, help="checkpoint (default: the one in the package)")
+    parser.add_argument("--output_dir", type=Path, default=ROOT / "output", help="folder for the result")
     arguments = parser.parse_args()
 
-    checkpoint = arguments.output_dir / "catseg-tiny"
-    shutil.rmtree(checkpoint, ignore_errors=True)
-    subprocess.run(
-        [
-            sys.executable,
-            ROOT / "convert" / "convert_catseg_original_to_hf.py",
-            f"--checkpoint_path={FIXTURES / 'original.pth'}",
-            f"--tokenizer={FIXTURES / 'tokenizer'}",
-            f"--output_dir={checkpoint}",
-        ],
-        check=True,
-    )
+    labels = arguments.labels or json.loads(SCENE_LABELS.read_text())
+    image = Image.open(arguments.image).convert("RGB")
+    segmenter = pipeline("zero-shot-image-segmentation", model=arguments.model)
+    result = segmenter(image, candidate_labels=labels, return_segmentation_map=True)
 
-    model = AutoModelForSemanticSegmentation.from_pretrained(checkpoint)
-    processor = AutoProcessor.from_pretrained(checkpoint)
-    image = Image.fromarray(skimage.data.chelsea())
-    inputs = processor(images=image, text=arguments.labels)
-    with torch.inference_mode():
-        outputs = model(**inputs)
-    target_sizes = [(image.height, image.width)]
-    (segmentation,) = processor.post_process_semantic_segmentation(outputs, target_sizes)
-
+    unseen = set()
+    if arguments.model == EMBEDDED_MODEL:
+        unseen = set(json.loads((Path(EMBEDDED_MODEL) / "words.json").read_text())["unseen"])
+    shares = area_shares(result["segmentation"])
+    for segment, share in zip(result["segments"], shares.values(), strict=True):
+        note = "  never shown a mask of it" if segment["label"] in unseen else ""
+        print(f"{segment['label']:>16}  score {segment['score']:.2f}  {share:6.1%}{note}")
+    arguments.output_dir.mkdir(parents=True, exist_ok=True)
     picture = arguments.output_dir / "segmentation.png"
-    draw_segmentation(image, segmentation, arguments.labels).save(picture)
-    for index, share in area_shares(segmentation).items():
-        print(f"{arguments.labels[index]:>12}  {share:6.1%}")
+    draw_segmentation(image, result["segmentation"], labels).save(picture)
     print(f"Wrote {picture}")
-    print(
-        "The small checkpoint has random weights: the picture shows that all parts work together, not what is in it."
-    )
 
 
 if __name__ == "__main__":

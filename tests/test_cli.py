@@ -261,3 +261,11 @@ def test_command(folder, checkpoint, tmp_path):
     assert done.returncode == 0, done.stderr
     assert f"{folder / 'first.png'}: cat 100.0%\n" in done.stdout
     assert len(names(tmp_path / "out")) == 5
+
+
+def test_without_a_model_the_embedded_one_is_used(tmp_path, capsys):
+    scene = Path(__file__).parent.parent / "demo" / "scene.png"
+    assert cli.main(["segment", str(scene), "--labels=grass, water", f"--output={tmp_path}"]) == 0
+    printed = capsys.readouterr()
+    assert "comes with catseg_hf" in printed.err and "Segmented 1" in printed.out
+    assert json.loads((tmp_path / "summary.json").read_text())["model"] == cli.EMBEDDED_MODEL

@@ -1,5 +1,7 @@
 """CAT-Seg for transformers: open-vocabulary semantic segmentation by cost aggregation (Cho et al., CVPR 2024)."""
 
+from pathlib import Path
+
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -32,6 +34,9 @@ PIPELINE_REGISTRY.register_pipeline(
     type="multimodal",
 )
 
+EMBEDDED_MODEL = str(Path(__file__).with_name("embedded_model"))
+"""Folder of a small checkpoint for scenes of emoji. Its `words.json` says which words it was shown masks of."""
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -41,6 +46,7 @@ __all__ = [
     "CATSegImageProcessorPil",
     "CATSegModel",
     "CATSegProcessor",
+    "EMBEDDED_MODEL",
     "OpenVocabularySegmentationPipeline",
     "VOCABULARIES",
     "load_vocabulary",

@@ -28,6 +28,7 @@ from .vocabularies import VOCABULARIES, load_vocabulary
 
 
 LARGEST_CLASSES = 5
+EMBEDDED_MODEL = str(Path(__file__).with_name("embedded_model"))
 
 
 class CommandError(Exception):
@@ -59,7 +60,12 @@ def build_parser() -> argparse.ArgumentParser:
     vocabulary = segment.add_mutually_exclusive_group()
     vocabulary.add_argument("--labels", help='classes to look for, separated by commas: "cat, sofa"')
     vocabulary.add_argument("--vocabulary", choices=VOCABULARIES, help="the classes of a benchmark")
-    segment.add_argument("--model", required=True, help="folder or Hub id of a CAT-Seg checkpoint")
+    segment.add_argument(
+        "--model",
+        default=EMBEDDED_MODEL,
+        help="folder or Hub id of a CAT-Seg checkpoint (default: a small one that comes with the package and knows "
+        "drawings of emoji only)",
+    )
     segment.add_argument("--output", required=True, type=Path, help="folder for the results")
     segment.add_argument("--threshold", type=_probability, help="pixels less probable than this get no class")
     segment.add_argument("--batch_size", type=_positive, default=1, help="pictures at a time (default: 1)")
@@ -74,6 +80,12 @@ def segment_pictures(arguments: argparse.Namespace) -> int:
     if pictures:
         if arguments.output.exists() and not arguments.output.is_dir():
             raise CommandError(f"The output {str(arguments.output)!r} is a file, but a folder is needed.")
+        if arguments.model == EMBEDDED_MODEL:
+            print(
+                "Using the small model that comes with catseg_hf, which knows 135 words for emoji and textures and "
+                "nothing of photographs: give --model a converted checkpoint for these.",
+                file=sys.stderr,
+            )
         segmenter = load_segmenter(arguments.model, arguments.device, arguments.dtype)
         try:
             labels = _choose_labels(segmenter, arguments)

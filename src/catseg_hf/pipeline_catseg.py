@@ -42,11 +42,11 @@ class OpenVocabularySegmentationPipeline(Pipeline):
     Example:
 
     ```python
-    >>> import catseg_hf  # registers the task
+    >>> from catseg_hf import EMBEDDED_MODEL  # importing it registers the task
     >>> from transformers import pipeline
 
-    >>> segmenter = pipeline("zero-shot-image-segmentation", model="demo/output/catseg-tiny")
-    >>> for segment in segmenter("photo.jpg", candidate_labels=["cat", "sofa"]):
+    >>> segmenter = pipeline("zero-shot-image-segmentation", model=EMBEDDED_MODEL)
+    >>> for segment in segmenter("demo/scene.png", candidate_labels=["cat", "grass"]):
     ...     print(segment["label"], segment["score"], segment["mask"].size)
     ```"""
 
