@@ -87,6 +87,29 @@ def test_pictures_are_turned_as_their_exif_data_says():
     assert "EXIF" in refusal({**row(np.zeros((2, 3), np.uint8)), "image": image})
 
 
+BAD_EXIF = {
+    "no TIFF": b"Exif\0\0garbage!!",
+    "cut off": b"Exif\0\0MM\0*\0\0\0\x08\0\xff",
+    "orientation of another type": b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x02\0\0\x006\0\0\0\0\0\0\0",
+}
+
+
+@pytest.mark.parametrize("column, suffix", [("image", "png"), ("image", "webp"), ("label", "png")])
+@pytest.mark.parametrize("exif", BAD_EXIF.values(), ids=BAD_EXIF)
+@pytest.mark.filterwarnings("ignore:.*(EXIF|Truncated)")
+def test_damaged_metadata_is_no_damage(exif, suffix, column, tmp_path, caplog):
+    pixels = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    path = tmp_path / f"image.{suffix}"
+    Image.fromarray(pixels).save(path, exif=exif, **({"lossless": True} if suffix == "webp" else {}))
+    example = {**row(np.zeros((2, 3), np.uint8)), column: {"path": str(path), "bytes": None}}
+    image, label = read_example(example, 6)
+    np.testing.assert_array_equal(image[..., 0] if column == "image" else label, pixels)
+    in_memory = {**example, column: {"path": None, "bytes": path.read_bytes()}}
+    np.testing.assert_array_equal(read_example(in_memory, 6)[0], image)
+    if exif == BAD_EXIF["no TIFF"]:
+        assert f"{path} is used as it is stored" in caplog.text
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32])
 def test_label_pictures_of_8_16_and_32_bits(dtype):
     largest = min(np.iinfo(dtype).max, 40_000)

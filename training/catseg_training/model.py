@@ -129,7 +129,7 @@ def read_vocabulary(name: str) -> list[str]:
     if name in VOCABULARIES:
         return load_vocabulary(name)
     try:
-        names = json.loads(Path(name).read_text(encoding="utf-8"))
+        names = json.loads(Path(name).read_text(encoding="utf-8-sig"))  # with a byte order mark or without
         if isinstance(names, dict):
             id2label = {int(index): label for index, label in names.get("id2label", names).items()}
             names = [id2label[index] for index in range(len(id2label))]

@@ -1,5 +1,7 @@
 """Decodes one picture with its label map, and checks the label's ids against the vocabulary."""
 
+import io
+import logging
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -13,6 +15,8 @@ from catseg_hf.errors import UserError
 
 from .coco_stuff import MISSING_RAW_IDS, NUM_CLASSES, RAW_TO_CONTIGUOUS, UNLABELLED
 
+
+logger = logging.getLogger(__name__)
 
 LABEL_IDS = ("contiguous", "coco_stuff_raw")
 LABEL_MODES = ("1", "L", "P", "I;16", "I;16B", "I")
@@ -109,10 +113,26 @@ def decoded_image(value: Any, name: str) -> Image.Image:
         return _IMAGE.decode_example(value)
     except FileNotFoundError:
         raise UserError(f"{name} does not exist: restore the file or take it out of the data.") from None
-    except Exception as error:  # Pillow raises all kinds for damaged files
-        raise UserError(
-            f"{name} is truncated, damaged or not a picture: fetch it again ({error or type(error).__name__})."
-        ) from None
+    except Exception as error:  # Pillow raises all kinds, for damaged metadata too
+        problem = _reason(error)
+    try:
+        image = _stored_pixels(value)
+    except Exception as error:
+        raise UserError(f"{name} is truncated, damaged or not a picture: fetch it again ({_reason(error)}).") from None
+    logger.warning(f"{name} is used as it is stored: its metadata cannot be read ({problem}).")
+    return image
+
+
+def _stored_pixels(value: Mapping[str, Any]) -> Image.Image:
+    """An image without what its metadata says, such as a rotation."""
+    encoded = value.get("bytes")
+    with Image.open(value["path"] if encoded is None else io.BytesIO(encoded)) as image:
+        image.load()
+    return image
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__
 
 
 def rgb_pixels(image: Image.Image, name: str) -> np.ndarray:
