@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from catseg_training.data.augmentation import HUE_DELTA, hsv_to_rgb, jitter_colors, rgb_to_hsv, training_crop
+from catseg_training.data.augmentation import HUE_DELTA, jitter_colors, training_crop
 
 
 class ScriptedGenerator:
@@ -131,21 +131,21 @@ def test_all_randomness_comes_from_the_generator():
     assert len({crops(seed) for seed in range(10)}) == 10
 
 
-def test_hsv_agrees_with_colorsys():
-    rgb = np.random.default_rng(0).integers(0, 256, (3, 3000), dtype=np.uint8)
-    rgb[:, :256] = np.arange(256)  # greys
-    rgb[0, 256:512] = rgb[1, 256:512]  # two channels share the maximum or the minimum
-    hue, saturation, value = rgb_to_hsv(rgb)
-    expected = np.array([colorsys.rgb_to_hsv(*pixel) for pixel in (rgb.T / 255).tolist()])
-    difference = np.abs(hue - 180 * expected[:, 0])
-    assert np.minimum(difference, 180 - difference).max() < 0.7 and hue.max() < 180
-    assert np.abs(saturation - 255 * expected[:, 1]).max() < 0.6
-    np.testing.assert_array_equal(value, rgb.max(0))
-
-    back = hsv_to_rgb(hue, saturation, value)
-    pixels = np.stack([hue / 180, saturation / 255, value / 255], axis=-1)
-    expected = 255 * np.array([colorsys.hsv_to_rgb(*pixel) for pixel in pixels.tolist()])
-    assert np.abs(back.T - expected).max() < 0.51
+@pytest.mark.parametrize("hue, saturation", [(0, 1.0), (-HUE_DELTA, 1.0), (7, 1.0), (0, 0.5), (0, 1.5)])
+def test_hue_and_saturation_agree_with_colorsys(hue, saturation):
+    generator = np.random.default_rng(0)
+    image = generator.integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    image[0] = image[0, :, :1]  # greys
+    image[1, :, 0] = image[1, :, 1]  # two channels share the maximum or the minimum
+    script = ScriptedGenerator([False, False, False, hue == 0, hue != 0], [hue or saturation])
+    changed = jitter_colors(image, script).reshape(-1, 3)
+    expected = []
+    for pixel in (image.reshape(-1, 3) / 255).tolist():
+        own_hue, own_saturation, value = colorsys.rgb_to_hsv(*pixel)
+        expected.append(colorsys.hsv_to_rgb((own_hue + hue / 180) % 1, min(own_saturation * saturation, 1), value))
+    # A step of the 8-bit hue is two degrees, up to 8.5 levels of a channel; half of it is rounded away.
+    difference = np.abs(changed - 255 * np.array(expected))
+    assert difference.max() < 6 and difference.mean() < 1.5
 
 
 # Brightness, contrast first, contrast, saturation, hue.

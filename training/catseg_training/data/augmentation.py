@@ -1,11 +1,15 @@
 """The published training augmentation: shorter side resized to the crop's size, random crop, SSD's colour jitter (Liu
 et al., ECCV 2016) and horizontal flip."""
 
+import cv2
 import numpy as np
 from PIL import Image
 
 from catseg_hf.image_processing_catseg import get_resized_size
 
+
+# The loader's workers share the cores already, and threads would not survive the fork that starts them.
+cv2.setNumThreads(0)
 
 # Padding of pictures that are smaller than the crop, which happens when the longer side reaches its limit.
 IMAGE_PADDING = 128
@@ -19,6 +23,7 @@ HUE_DELTA = 18
 
 # Hue in 8 bits counts steps of two degrees.
 NUM_HUES = 180
+_SAME = np.arange(256, dtype=np.uint8)
 
 
 def training_crop(
@@ -86,77 +91,30 @@ def jitter_colors(image: np.ndarray, generator: np.random.Generator) -> np.ndarr
     def chosen() -> bool:
         return bool(generator.random() < 0.5)
 
-    planes = np.ascontiguousarray(np.moveaxis(image, -1, 0))  # (3, H, W): far faster to work on than pixels of three
+    image = np.ascontiguousarray(image)
     if chosen():
-        planes = _scaled(planes, 1.0, generator.uniform(-BRIGHTNESS_DELTA, BRIGHTNESS_DELTA))
+        image = cv2.LUT(image, _levels(1.0, generator.uniform(-BRIGHTNESS_DELTA, BRIGHTNESS_DELTA)))
     contrast_first = chosen()
     contrast = generator.uniform(*CONTRAST_RANGE) if chosen() else None
     if contrast is not None and contrast_first:
-        planes = _scaled(planes, contrast)
+        image = cv2.LUT(image, _levels(contrast))
     if chosen():
-        hue, saturation, value = rgb_to_hsv(planes)
-        planes = hsv_to_rgb(hue, _scaled(saturation, generator.uniform(*SATURATION_RANGE)), value)
+        image = _change_hsv(image, saturation=_levels(generator.uniform(*SATURATION_RANGE)))
     if chosen():
-        hue, saturation, value = rgb_to_hsv(planes)
-        turned = (np.arange(NUM_HUES) + generator.integers(-HUE_DELTA, HUE_DELTA, endpoint=True)) % NUM_HUES
-        planes = hsv_to_rgb(np.take(turned.astype(np.uint8), hue), saturation, value)
+        turned = (np.arange(256) + generator.integers(-HUE_DELTA, HUE_DELTA, endpoint=True)) % NUM_HUES
+        image = _change_hsv(image, hue=turned.astype(np.uint8))
     if contrast is not None and not contrast_first:
-        planes = _scaled(planes, contrast)
-    return np.moveaxis(planes, 0, -1)
+        image = cv2.LUT(image, _levels(contrast))
+    return image
 
 
-def _scaled(values: np.ndarray, factor: float, offset: float = 0.0) -> np.ndarray:
-    """`values * factor + offset` of 8-bit values, cut to 0..255 and to integers."""
-    return np.take(np.clip(np.arange(256) * factor + offset, 0, 255).astype(np.uint8), values)
+def _levels(factor: float, offset: float = 0.0) -> np.ndarray:
+    """(256,): `level * factor + offset` of 8-bit levels, cut to 0..255 and to integers."""
+    return np.clip(np.arange(256) * factor + offset, 0, 255).astype(np.uint8)
 
 
-# Conversion to 8-bit HSV divides in fixed point with 12 fractional bits: by the value for the saturation, and for the
-# hue by the spread between the largest and the smallest channel.
-_FRACTION_BITS = 12
-_HALF = 1 << (_FRACTION_BITS - 1)
-_DIVISORS = np.maximum(np.arange(256), 1)
-_SATURATION_SCALE = np.rint((255 << _FRACTION_BITS) / _DIVISORS).astype(np.int32)
-_HUE_SCALE = np.rint((NUM_HUES << _FRACTION_BITS) / (6 * _DIVISORS)).astype(np.int32)
-
-
-def rgb_to_hsv(rgb: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """
-    HSV in 8 bits, as OpenCV defines it.
-
-    Args:
-        rgb (`np.ndarray` of shape `(3, ...)`): uint8.
-
-    Returns:
-        `tuple[np.ndarray, np.ndarray, np.ndarray]`: Hue in 0..179, saturation and value in 0..255, uint8.
-    """
-    value = np.maximum(np.maximum(rgb[0], rgb[1]), rgb[2])
-    spread = value - np.minimum(np.minimum(rgb[0], rgb[1]), rgb[2])
-    red, green, blue = rgb.astype(np.int32)
-    wide_spread = spread.astype(np.int32)
-    sixths = np.where(
-        rgb[0] == value,
-        green - blue,
-        np.where(rgb[1] == value, blue - red + 2 * wide_spread, red - green + 4 * wide_spread),
-    )
-    hue = (sixths * np.take(_HUE_SCALE, spread) + _HALF) >> _FRACTION_BITS
-    hue += NUM_HUES * (hue < 0)
-    saturation = (wide_spread * np.take(_SATURATION_SCALE, value) + _HALF) >> _FRACTION_BITS
-    return hue.astype(np.uint8), saturation.astype(np.uint8), value
-
-
-def _missing_shares() -> np.ndarray:
-    """(3, 180): how far each channel stays below the value, as a share of the spread, for every hue."""
-    position = (np.array([[5.0], [3.0], [1.0]]) + np.arange(NUM_HUES) / 30) % 6
-    return np.clip(np.minimum(position, 4 - position), 0, 1).astype(np.float32)
-
-
-_MISSING_SHARES = _missing_shares()
-
-
-def hsv_to_rgb(hue: np.ndarray, saturation: np.ndarray, value: np.ndarray) -> np.ndarray:
-    """The inverse of [`rgb_to_hsv`], up to the rounding of 8 bits: `(3, ...)`, uint8."""
-    rounded = value.astype(np.float32)
-    spread = rounded * saturation
-    spread *= np.float32(1 / 255)
-    rounded += 0.5
-    return np.stack([(rounded - spread * np.take(shares, hue)).astype(np.uint8) for shares in _MISSING_SHARES])
+def _change_hsv(image: np.ndarray, hue: np.ndarray = _SAME, saturation: np.ndarray = _SAME) -> np.ndarray:
+    """An RGB image with other hues and saturations, which tables (256,) give."""
+    tables = np.stack([hue, saturation, _SAME], axis=-1)[None]  # (1, 256, 3)
+    hsv = cv2.LUT(cv2.cvtColor(image, cv2.COLOR_RGB2HSV), tables)
+    return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
