@@ -71,9 +71,9 @@ figures on these scenes were not measured. Where words have no masks, their pixe
 CAT-Seg's loss takes as a background of all the others. `training/catseg_training/world/` has the recipe.
 
 These weights are of step 171 of the 240 of the second stage, whose run hung there. The first stage ran in two
-processes whose tokenizers numbered a few tokens differently, which the kept tokenizer now rules out. `make embedded-model`
-trains anew, and so gives somewhat different figures. The aim of 80 over words with masks was not reached. Not
-measured: more than one seed, a control without the first stage, another style of emoji.
+processes whose tokenizers numbered a few tokens differently, which the kept tokenizer now rules out.
+`make embedded-model` trains anew, and so gives somewhat different figures. The aim of 80 over words with masks was not
+reached. Not measured: more than one seed, a control without the first stage, another style of emoji.
 
 The weights are saved in float16 and computed with in float32. NOTICE says whose emoji the scenes are drawn with.
 """
