@@ -240,6 +240,22 @@ def test_grey_arrays_and_ambiguous_shapes(processor):
     assert image.shape == (3, 3, 50)
 
 
+@pytest.mark.parametrize(
+    "shape, warned", [((3, 50, 3), True), ((1, 50, 3), True), ((20, 30, 3), False), ((3, 9, 9), False)]
+)
+def test_shapes_of_two_readings_are_not_taken_without_a_word(processor, caplog, shape, warned):
+    image_processing_catseg.logger.warning_once.cache_clear()
+    processor(np.zeros(shape, dtype=np.uint8))
+    assert ("input_data_format" in caplog.text) == warned
+
+
+def test_read_only_arrays_pass_without_a_warning(processor, recwarn):
+    array = noise(20, 30)
+    array.setflags(write=False)
+    processor(array, segmentation_maps=array[..., 0])
+    assert not recwarn.list
+
+
 def test_batched_arrays_and_nested_lists(processor):
     batch = np.stack([noise(20, 30), 255 - noise(20, 30)])
     expected = processor(list(batch), return_tensors="pt")["pixel_values"]

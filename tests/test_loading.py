@@ -4,6 +4,7 @@ import filecmp
 import subprocess
 import sys
 
+import accelerate
 import pytest
 import torch
 from transformers import (
@@ -104,12 +105,47 @@ def test_device_map(saved, model_with_vocabulary):
     assert torch.equal(segment(model), segment(model_with_vocabulary))
 
 
-def test_offloaded_weights(saved, model_with_vocabulary, tmp_path):
-    device_map = {"catseg.clip": "cpu", "catseg.aggregator": "disk", "catseg.vocabulary": "cpu", "decoder": "disk"}
-    model = AutoModelForSemanticSegmentation.from_pretrained(
-        saved, device_map=device_map, offload_folder=tmp_path / "offload"
-    )
-    assert torch.equal(segment(model), segment(model_with_vocabulary))
+PARTS = {"catseg.clip": "cpu", "catseg.aggregator": "cpu", "catseg.vocabulary": "cpu", "decoder": "cpu"}
+VISION = {"vision_model": "disk", "visual_projection": "disk", "text_model": "cpu", "text_projection": "cpu"}
+VISION_ON_DISK = {
+    **{name: place for name, place in PARTS.items() if name != "catseg.clip"},
+    **{f"catseg.clip.{name}": place for name, place in {**VISION, "logit_scale": "cpu"}.items()},
+}
+
+
+@pytest.mark.parametrize(
+    "placement",
+    [
+        {"device_map": "cpu"},
+        {"device_map": {"": "disk"}},
+        {"device_map": {**PARTS, "catseg.aggregator": "disk", "decoder": "disk"}},
+        {"device_map": {**PARTS, "catseg.clip": "disk"}},
+        {"device_map": VISION_ON_DISK},
+        {"device_map": "auto", "max_memory": {"cpu": 200_000}},
+        {"device_map": "auto", "max_memory": {"cpu": 200_000}, "offload_buffers": True},
+    ],
+    ids=["cpu", "disk", "aggregator and decoder", "CLIP", "vision tower", "little memory", "buffers"],
+)
+def test_placed_weights(saved, model_with_vocabulary, processor, tmp_path, placement):
+    model = AutoModelForSemanticSegmentation.from_pretrained(saved, offload_folder=tmp_path / "offload", **placement)
+    expected = segment(model_with_vocabulary)
+    for _ in range(2):  # the second time with kept text features
+        assert torch.equal(segment(model), expected)
+    ids = processor(text=["dog"]).input_ids
+    if "offload_buffers" in placement:
+        with pytest.raises(ValueError, match="vocabulary is offloaded"):
+            model.set_vocabulary(["dog"], ids)
+        assert torch.equal(segment(model), expected)
+    else:
+        model.set_vocabulary(["dog"], ids)
+        model_with_vocabulary.set_vocabulary(["dog"], ids)
+        torch.testing.assert_close(segment(model), segment(model_with_vocabulary), rtol=0, atol=1e-5)
+
+
+def test_hooks_on_clip(model_with_vocabulary):
+    expected = segment(model_with_vocabulary)
+    accelerate.cpu_offload(model_with_vocabulary.clip)
+    assert torch.equal(segment(model_with_vocabulary), expected)
 
 
 def test_new_model_is_initialised():

@@ -7,6 +7,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 
 import datasets
@@ -206,6 +207,8 @@ def test_kinds_of_pictures(segmenter, image, tmp_path):
     pixels = np.array(image)
     assert_same(segmenter(pixels, LABELS), expected)
     assert_same(segmenter(torch.tensor(pixels).permute(2, 0, 1), LABELS), expected)
+    assert_same(segmenter(PICTURE.read_bytes(), LABELS), expected)
+    assert_same(segmenter([BytesIO(PICTURE.read_bytes())], LABELS), [expected])
     image.convert("RGBA").save(tmp_path / "alpha.png")
     assert_same(segmenter(str(tmp_path / "alpha.png"), LABELS), expected)
     grey = segmenter(image.convert("L"), LABELS)
@@ -246,7 +249,7 @@ def server():
 
 def test_urls(segmenter, image, server):
     assert_same(segmenter(f"{server}/picture.png", LABELS), segmenter(image, LABELS))
-    with pytest.raises(ValueError, match=r"absent\.png' could not be read: Pillow knows no such format"):
+    with pytest.raises(ValueError, match=r"absent\.png' could not be read: .*404"):
         segmenter(f"{server}/absent.png", LABELS)
     with pytest.raises(ValueError, match=r"slow\.png' could not be read: .*timed out"):
         segmenter(f"{server}/slow.png", LABELS, timeout=0.2)
@@ -419,6 +422,7 @@ def test_bad_arguments(segmenter, image, arguments, message):
         (FIXTURES, "could not be read: there is no such file"),
         (str(FIXTURES / "training.json"), "training.json' could not be read: Pillow knows no such format"),
         ("data:image/png;base64,AAAA", "could not be read"),
+        (b"no image", "of type bytes could not be read: Pillow knows no such format"),
         (5, "of type int could not be read: paths, URLs"),
         ({"image": "a.png"}, r"of type dict .*dataset\['image'\]"),
         ([["a.png"]], "of type list"),

@@ -18,7 +18,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image
 from transformers import PreTrainedConfig
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
 from transformers.image_processing_outputs import SemanticSegmentationPostProcessorOutput
@@ -34,6 +34,7 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType, logging, requires_backends
 
+from .image_io_catseg import open_image
 from .remote_code_catseg import IMAGE_PROCESSOR_AUTO_MAP
 
 
@@ -106,7 +107,7 @@ def _nearest_source(old: int, new: int) -> torch.Tensor:
 def _to_tensor(array: "np.ndarray | torch.Tensor") -> torch.Tensor:
     if isinstance(array, torch.Tensor):
         return array
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")))
+    return torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C", "W"]))
 
 
 def _check_finite(image: torch.Tensor, index: int) -> None:
@@ -238,8 +239,7 @@ class _CATSegImageProcessing:
         """Loads paths and URLs. Local files keep their mode, unlike in transformers, which would clip 16 bits to
         white and turn label maps into colours."""
         if isinstance(image_url_or_urls, str | os.PathLike) and os.path.isfile(image_url_or_urls):
-            with Image.open(image_url_or_urls) as image:
-                return ImageOps.exif_transpose(image)
+            return open_image(image_url_or_urls)
         return super().fetch_images(image_url_or_urls)
 
     def process_image(
@@ -271,6 +271,12 @@ class _CATSegImageProcessing:
         if input_data_format is None:
             ends = [(c, axis) for c in (3, 4, 1) for axis in (0, 2) if shape[axis] == c]
             input_data_format = ChannelDimension.LAST if ends and ends[0][1] == 2 else ChannelDimension.FIRST
+            if len(ends) == 2:
+                layout = "(H, W, C)" if input_data_format == ChannelDimension.LAST else "(C, H, W)"
+                logger.warning_once(
+                    f"An image of shape {shape} may have its channels first or last and is taken as {layout}: pass "
+                    "`input_data_format`, or a PIL image, if that is wrong."
+                )
         if ChannelDimension(input_data_format) == ChannelDimension.LAST:
             image = image.permute(2, 0, 1)
         if image.shape[0] not in ((1, 3, 4) if do_convert_rgb else (3,)):

@@ -11,10 +11,12 @@ from zlib import crc32
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.func import functional_call
 from transformers import CLIPModel, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
+from transformers.models.clip.modeling_clip import CLIPVisionEmbeddings
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_catseg import CATSegConfig
@@ -67,6 +69,16 @@ class CATSegModelOutput(ModelOutput):
     attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
+def embed_patches(embeddings: CLIPVisionEmbeddings, pixel_values: torch.Tensor) -> torch.Tensor:
+    """CLIP's tokens `(batch_size, 1 + num_patches, vision_hidden_size)`, class token first, of images of any size."""
+    if not embeddings.position_embedding.weight.is_meta:
+        pixel_values = pixel_values.to(embeddings.position_embedding.weight.device)
+        return embeddings(pixel_values, interpolate_pos_encoding=True)
+    # Offloaded weights are brought back for a module that is called, but to resize these CLIP only reads them.
+    positions = {"position_embedding.weight": embeddings.position_embedding(embeddings.position_ids)[0]}
+    return functional_call(embeddings, positions, (pixel_values,), {"interpolate_pos_encoding": True})
+
+
 def dense_image_features(
     clip: CLIPModel, pixel_values: torch.Tensor, guidance_layers: Sequence[int]
 ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
@@ -85,8 +97,7 @@ def dense_image_features(
     """
     vision_model = clip.vision_model
     grid = [side // vision_model.embeddings.patch_size for side in pixel_values.shape[-2:]]
-    hidden_states = vision_model.embeddings(pixel_values, interpolate_pos_encoding=True)
-    hidden_states = vision_model.pre_layrnorm(hidden_states)
+    hidden_states = vision_model.pre_layrnorm(embed_patches(vision_model.embeddings, pixel_values))
 
     *blocks, last_block = vision_model.encoder.layers
     guidance_states = []
@@ -149,7 +160,17 @@ class CATSegVocabulary(nn.Module):
         self.checksum = nn.Buffer(torch.zeros(1, dtype=torch.long))
 
     def replace(self, labels: Sequence[str], input_ids: torch.LongTensor):
-        """Takes other labels and the ids `(num_classes, num_prompts, length)` of their prompts."""
+        """
+        Takes other labels and the ids `(num_classes, num_prompts, length)` of their prompts.
+
+        Raises:
+            ValueError: If the buffers are offloaded, from where they could not be replaced.
+        """
+        if self.input_ids.is_meta:
+            raise ValueError(
+                "The model's vocabulary is offloaded, so it cannot be replaced: load the model without "
+                "`offload_buffers`, or save it with the other vocabulary first."
+            )
         padding = self.input_ids.shape[-1] - input_ids.shape[-1]
         self.input_ids = F.pad(input_ids, (0, padding)).to(self.input_ids.device)
         self.checksum = torch.full_like(self.checksum, labels_checksum(labels))
@@ -337,7 +358,8 @@ class CATSegModel(CATSegPreTrainedModel):
                 f"{' or (num_classes, length)' if num_prompts == 1 else ''}, with at least one class, "
                 f"`config.num_prompts` = {num_prompts} prompts for each and at most {context_length} tokens."
             )
-        return input_ids.to(self.device)
+        device = self.get_input_embeddings().weight.device
+        return input_ids if device.type == "meta" else input_ids.to(device)  # offloaded: its hook takes the ids along
 
     def _check_text_embeds(self, text_embeds: torch.FloatTensor) -> torch.FloatTensor:
         expected = (self.config.num_prompts, self.config.clip_config.projection_dim)

@@ -1,6 +1,7 @@
 """Open-vocabulary segmentation pipeline of CAT-Seg ("CAT-Seg: Cost Aggregation for Open-Vocabulary Semantic
 Segmentation", CVPR 2024): the task "zero-shot-image-segmentation"."""
 
+import base64
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
@@ -11,10 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from huggingface_hub.utils import httpx
+from PIL import Image
 from torch.utils.data import Dataset, Subset
-from transformers.image_utils import load_image
 from transformers.pipelines.base import Pipeline
+
+from .errors import UserError, first_line
+from .image_io_catseg import open_image, upright
 
 
 # All labels of a call are segmented together: at 640 x 640 each takes 1.6 MB of logits for every picture.
@@ -77,8 +81,9 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         """
         Args:
             image:
-                A picture: path, URL, base64 text, PIL image (shown upright, as its EXIF orientation says), or array
-                or tensor of shape (H, W), (H, W, C) or (C, H, W), see [`CATSegImageProcessorPil.preprocess`]. Or
+                A picture: path, URL, base64 text, an image file's bytes or a binary file, PIL image (shown upright, as
+                its EXIF orientation says), or array or tensor of shape (H, W), (H, W, C) or (C, H, W), see
+                [`CATSegImageProcessorPil.preprocess`]. Or
                 several: a list or tuple of pictures gives a list of results; a generator, another iterable, a data
                 set of pictures (such as `KeyDataset`) or a column of one (`dataset["image"]`) gives an iterator of
                 results, which takes pictures as it goes.
@@ -124,7 +129,9 @@ class OpenVocabularySegmentationPipeline(Pipeline):
             # The base class looks at the first of them.
             return super().__call__(list(image), **kwargs) if len(image) else []
         single = str | os.PathLike | Image.Image | np.ndarray | torch.Tensor | Mapping
-        if not isinstance(image, single | Dataset | GeneratorType):
+        if _is_encoded(image):
+            image = bytes(image) if isinstance(image, bytes | bytearray | memoryview) else image.read()
+        elif not isinstance(image, single | Dataset | GeneratorType):
             if isinstance(image, Sequence):
                 image = Subset(image, range(len(image)))
             elif isinstance(image, Iterable):
@@ -240,7 +247,7 @@ def read_picture(picture: Any, image_processor: Any, timeout: float | None = URL
     Reads a picture of any kind that [`OpenVocabularySegmentationPipeline`] takes.
 
     Args:
-        picture: Path, URL, base64 text, PIL image, array or tensor.
+        picture: Path, URL, base64 text, bytes, binary file, PIL image, array or tensor.
         image_processor ([`CATSegImageProcessor`] or [`CATSegImageProcessorPil`]): Converts it.
         timeout (`float`, *optional*, defaults to 30): Seconds that a URL may take to answer; `None` waits forever.
 
@@ -255,32 +262,42 @@ def read_picture(picture: Any, image_processor: Any, timeout: float | None = URL
         if isinstance(picture, str | os.PathLike):
             name = _shorten(picture)
             if os.path.isfile(picture):
-                picture = image_processor.fetch_images(picture)
+                picture = open_image(picture, name)
             elif isinstance(picture, str) and picture.startswith(("http://", "https://")):
-                picture = load_image(picture, timeout=timeout)
+                response = httpx.get(picture, timeout=timeout, follow_redirects=True)
+                picture = open_image(response.raise_for_status().content, name)
             elif isinstance(picture, str) and not os.path.exists(picture):
-                picture = _decode_base64(picture)
+                picture = _decode_base64(picture, name)
             else:
                 raise FileNotFoundError("there is no such file")
         elif isinstance(picture, Image.Image):
-            picture = ImageOps.exif_transpose(picture)
+            picture = upright(picture, name)
+        elif _is_encoded(picture):
+            picture = open_image(picture, name)
         elif not isinstance(picture, np.ndarray | torch.Tensor):
             raise TypeError(
-                "paths, URLs, PIL images, arrays and tensors are accepted, of a data set its column of pictures "
-                "(`dataset['image']`)"
+                "paths, URLs, bytes, binary files, PIL images, arrays and tensors are accepted, of a data set its "
+                "column of pictures (`dataset['image']`)"
             )
         return image_processor.process_image(picture)
-    except UnidentifiedImageError as error:
-        raise ValueError(f"The picture {name} could not be read: Pillow knows no such format.") from error
+    except UserError:
+        raise
     except Exception as error:
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise ValueError(f"The picture {name} could not be read: {reason.rstrip('.')}.") from error
+        raise UserError(f"The image {name} could not be read: {first_line(error)}.") from error
 
 
-def _decode_base64(text: str) -> Image.Image:
+def _is_encoded(image: Any) -> bool:
+    """Whether it is an image file's contents, as bytes or as a file to read them from."""
+    return isinstance(image, bytes | bytearray | memoryview) or hasattr(image, "read")
+
+
+def _decode_base64(text: str, name: str) -> Image.Image:
+    is_data_url = text.startswith("data:image/")
     try:
-        return load_image(text)
+        return open_image(base64.decodebytes(text.rpartition(",")[2].encode()), name)
     except ValueError as error:
+        if is_data_url:
+            raise
         raise FileNotFoundError("there is no such file") from error
 
 
