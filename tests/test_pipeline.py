@@ -208,7 +208,7 @@ def test_kinds_of_pictures(segmenter, image, tmp_path):
     assert_same(segmenter(pixels, LABELS), expected)
     assert_same(segmenter(torch.tensor(pixels).permute(2, 0, 1), LABELS), expected)
     assert_same(segmenter(PICTURE.read_bytes(), LABELS), expected)
-    assert_same(segmenter([BytesIO(PICTURE.read_bytes())], LABELS), [expected])
+    assert_same(segmenter([BytesIO(PICTURE.read_bytes())], LABELS)[0], expected)
     image.convert("RGBA").save(tmp_path / "alpha.png")
     assert_same(segmenter(str(tmp_path / "alpha.png"), LABELS), expected)
     grey = segmenter(image.convert("L"), LABELS)
