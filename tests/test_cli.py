@@ -1,5 +1,6 @@
 """The command `catseg-hf segment`."""
 
+import io
 import json
 import os
 import re
@@ -269,3 +270,43 @@ def test_without_a_model_the_embedded_one_is_used(tmp_path, capsys):
     printed = capsys.readouterr()
     assert "comes with catseg_hf" in printed.err and "Segmented 1" in printed.out
     assert json.loads((tmp_path / "summary.json").read_text())["model"] == cli.EMBEDDED_MODEL
+
+
+def test_a_console_that_cannot_encode_names_and_labels(checkpoint, tmp_path, monkeypatch):
+    (tmp_path / "photos").mkdir()
+    Image.open(PICTURE).convert("RGB").resize((60, 40)).save(tmp_path / "photos" / "café \N{CAT FACE}.png")
+    outputs = {}
+    for name in ("stdout", "stderr"):
+        outputs[name] = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+        monkeypatch.setattr(sys, name, outputs[name])
+    arguments = ["segment", str(tmp_path / "photos"), "no such \N{CAT FACE}.png", "--labels", "Käfer, sofa"]
+    assert cli.main([*arguments, "--model", checkpoint, "--output", str(tmp_path / "out")]) == 1
+    for output in outputs.values():
+        output.flush()
+    assert rb"caf\xe9 \U0001f431.png: " in outputs["stdout"].buffer.getvalue()
+    assert rb"no such \U0001f431.png" in outputs["stderr"].buffer.getvalue()
+    assert names(tmp_path / "out") == ["café \N{CAT FACE}_labels.png", "café \N{CAT FACE}_overlay.png", "summary.json"]
+
+
+def test_own_results_are_not_segmented_again(run, folder):
+    Image.new("RGB", (9, 9)).save(folder / "mine_labels.png")  # named like a result
+    pictures = ["first.png", "mine_labels.png", "second.JPG"]
+    for source in (folder, folder, folder / "*.[pJ]*"):
+        code, _, summary = run(source, output=folder, labels="cat, sofa")
+        assert code == 0
+        assert [Path(record["picture"]).name for record in summary["pictures"]] == pictures
+    assert len(names(folder)) == 3 + 2 * 3 + 2  # pictures, results, notes and summary
+
+
+def test_large_images_have_an_option(run, folder, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # put back afterwards
+    code, printed, _ = run(folder / "first.png", labels="cat", max_image_pixels=1000)
+    assert code == 1 and "very large" in printed.err and "--max_image_pixels" in printed.err
+    code, _, summary = run(folder / "first.png", labels="cat", max_image_pixels=451 * 300)
+    assert code == 0 and len(summary["pictures"]) == 1
+
+
+def test_a_folder_without_pictures_names_what_is_accepted(run, tmp_path):
+    (tmp_path / "empty").mkdir()
+    code, printed, _ = run(tmp_path / "empty", labels="cat")
+    assert code == 1 and ".jpg" in printed.err and ".png" in printed.err

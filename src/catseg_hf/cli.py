@@ -7,6 +7,7 @@ import argparse
 import json
 import os
 import sys
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -17,7 +18,7 @@ from urllib.parse import unquote, urlparse
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 from tqdm.auto import tqdm
 from transformers import AutoConfig, pipeline
 
@@ -29,6 +30,7 @@ from .vocabularies import VOCABULARIES, load_vocabulary
 
 LARGEST_CLASSES = 5
 EMBEDDED_MODEL = str(Path(__file__).with_name("embedded_model"))
+RESULT_MARK = "catseg-hf segment"  # in every result, which is thereby known from a picture
 
 
 class CommandError(Exception):
@@ -37,7 +39,13 @@ class CommandError(Exception):
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line and returns its exit code: 0, 1 if pictures could not be read, 2 for wrong arguments."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # no name or label is worth failing for
     arguments = build_parser().parse_args(argv)
+    if arguments.max_image_pixels is not None:
+        Image.MAX_IMAGE_PIXELS = -(-arguments.max_image_pixels // 2)  # Pillow refuses more than twice as many
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     try:
         return arguments.command(arguments)
     except CommandError as error:
@@ -69,6 +77,11 @@ def build_parser() -> argparse.ArgumentParser:
     segment.add_argument("--output", required=True, type=Path, help="folder for the results")
     segment.add_argument("--threshold", type=_probability, help="pixels less probable than this get no class")
     segment.add_argument("--batch_size", type=_positive, default=1, help="pictures at a time (default: 1)")
+    segment.add_argument(
+        "--max_image_pixels",
+        type=_positive,
+        help="the largest image that is read (default: Pillow's limit, 178956970)",
+    )
     segment.add_argument("--device", type=_device, help="such as cpu or cuda:0 (default: an accelerator, if any)")
     segment.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto")
     return parser
@@ -112,7 +125,7 @@ def segment_pictures(arguments: argparse.Namespace) -> int:
 def find_pictures(arguments: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
     """
     The paths and URLs of pictures that files, folders, glob patterns and URLs stand for, each once, and what stands
-    for none with a sentence that says so.
+    for none with a sentence that says so. Folders and patterns leave out what an earlier run wrote.
     """
     extensions = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}
     pictures, failures = {}, []
@@ -122,11 +135,13 @@ def find_pictures(arguments: list[str]) -> tuple[list[str], list[tuple[str, str]
         elif os.path.isdir(argument):
             names = sorted(name for name in os.listdir(argument) if Path(name).suffix.lower() in extensions)
             found = [os.path.join(argument, name) for name in names]
-            found = [path for path in found if os.path.isfile(path)]
+            found = [path for path in found if os.path.isfile(path) and not _is_result(path)]
             if not found:
-                failures.append((argument, f"The folder {argument!r} has no pictures."))
+                accepted = ", ".join(sorted(extensions))
+                failures.append((argument, f"The folder {argument!r} has no pictures: files of {accepted} are read."))
         elif has_magic(argument) and not os.path.exists(argument):
-            found = [path for path in sorted(glob(argument, recursive=True)) if os.path.isfile(path)]
+            found = sorted(glob(argument, recursive=True))
+            found = [path for path in found if os.path.isfile(path) and not _is_result(path)]
             if not found:
                 failures.append((argument, f"No file matches {argument!r}."))
         else:
@@ -252,7 +267,9 @@ def _write_result(
     files = {}
     for kind, picture in pictures.items():
         target = path.with_name(f"{path.name}_{kind}.png")
-        write_file(target, partial(picture.save, format="PNG"))
+        mark = PngImagePlugin.PngInfo()
+        mark.add_text("Software", RESULT_MARK)
+        write_file(target, partial(picture.save, format="PNG", pnginfo=mark))
         files[kind] = target.name
     shares = {index: share for index, share in area_shares(result["segmentation"]).items() if index >= 0}
     segments = [
@@ -274,6 +291,17 @@ def _choose_name(picture: str, output: Path, names: set[str], inputs: set[str]) 
         name = f"{stem}_{number}"
     names.add(name.casefold())
     return name
+
+
+def _is_result(path: str) -> bool:
+    """Whether a file was written by this command."""
+    if not path.endswith(("_overlay.png", "_labels.png")):
+        return False
+    try:
+        with Image.open(path) as image:
+            return image.info.get("Software") == RESULT_MARK
+    except Exception:  # whatever it is, it is reported when it is read
+        return False
 
 
 def _identity(picture: str) -> str:
