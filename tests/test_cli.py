@@ -127,7 +127,8 @@ def test_nothing_to_segment(run, tmp_path, monkeypatch):
     (tmp_path / "empty").mkdir()
     code, printed, summary = run(tmp_path / "empty", labels="cat")
     assert code == 1 and summary is None
-    assert printed.err == f"catseg-hf: The folder {str(tmp_path / 'empty')!r} has no pictures.\n"
+    (line,) = printed.err.splitlines()
+    assert line.startswith(f"catseg-hf: The folder {str(tmp_path / 'empty')!r} has no pictures: files of .")
     assert not (tmp_path / "out").exists()
 
 
