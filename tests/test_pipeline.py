@@ -298,6 +298,30 @@ def test_generators_are_read_as_they_are_needed(segmenter, image):
     assert len(read) <= 3
 
 
+def test_probabilities(segmenter, images):
+    results = segmenter(images[:2], LABELS, batch_size=2, return_probabilities=True)
+    for image, result in zip(images, results, strict=False):
+        assert set(result) == {"segments", "probabilities"}
+        resized = torch.nn.functional.interpolate(result["probabilities"][None], image.size[::-1], mode="bilinear")[0]
+        torch.testing.assert_close(resized, probabilities(segmenter, image, LABELS), atol=1e-5, rtol=0)
+        both = segmenter(image, LABELS, return_probabilities=True, return_segmentation_map=True)
+        assert set(both) == {"segments", "probabilities", "segmentation"}
+
+
+def test_sliding_window_of_one_call(segmenter, own_segmenter, image):
+    own_segmenter.model.config.sliding_window = True
+    own_segmenter.processor.image_processor.sliding_window = True
+    on = segmenter(image, LABELS, sliding_window=True, return_probabilities=True)
+    torch.testing.assert_close(
+        on["probabilities"], own_segmenter(image, LABELS, return_probabilities=True)["probabilities"]
+    )
+    off = own_segmenter(image, LABELS, sliding_window=False, return_probabilities=True)
+    torch.testing.assert_close(
+        off["probabilities"],
+        segmenter(image, LABELS, sliding_window=False, return_probabilities=True)["probabilities"],
+    )
+
+
 def test_sliding_window(own_segmenter, images):
     own_segmenter.model.config.sliding_window = True
     expected = probabilities(own_segmenter, images[0], LABELS).argmax(dim=0)

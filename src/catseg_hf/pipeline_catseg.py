@@ -97,8 +97,13 @@ class OpenVocabularySegmentationPipeline(Pipeline):
             prompt_templates (`str` or `list[str]`, *optional*):
                 Sentences in which `{}` stands for the class, in place of the processor's: as many as the model was
                 trained with (`config.num_prompts`).
+            sliding_window (`bool`, *optional*):
+                Whether to average overlapping windows and a global view of the image. By default as the checkpoint's
+                processor and configuration say.
             return_segmentation_map (`bool`, *optional*, defaults to `False`):
                 Whether to return the map of classes too.
+            return_probabilities (`bool`, *optional*, defaults to `False`):
+                Whether to return the probabilities of all classes too.
             timeout (`float`, *optional*, defaults to 30):
                 Seconds that a URL may take to answer.
             batch_size (`int`, *optional*, defaults to 1):
@@ -113,8 +118,12 @@ class OpenVocabularySegmentationPipeline(Pipeline):
             - `score` (`float`), the mean over its mask of the probability of its class, in 0..1;
             - `mask` (`PIL.Image.Image` of mode "L" in the picture's size), 255 in the segment and 0 elsewhere.
 
-            With `return_segmentation_map=True` it is a dictionary with these `segments`, and `segmentation`, a
-            `torch.LongTensor` of shape (H, W): the index in `candidate_labels` of every pixel's class, -1 for none.
+            With `return_segmentation_map=True` or `return_probabilities=True` it is a dictionary with these
+            `segments` and, of what was asked for,
+            - `segmentation`, a `torch.LongTensor` of shape (H, W): the index in `candidate_labels` of every pixel's
+              class, -1 for none;
+            - `probabilities`, a `torch.FloatTensor` of shape (T, h, w), in 0..1 and at the model's own resolution
+              (resized to the image it would take 4 * T * H * W bytes).
 
         Raises:
             ValueError: For a picture that cannot be read; no labels, too many, or what
@@ -149,6 +158,8 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         threshold: float | None = None,
         prompt_templates: str | list[str] | None = None,
         return_segmentation_map: bool | None = None,
+        return_probabilities: bool | None = None,
+        sliding_window: bool | None = None,
         timeout: float | None = None,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         preprocess_kwargs, forward_kwargs, postprocess_kwargs = {}, {}, {}
@@ -165,11 +176,15 @@ class OpenVocabularySegmentationPipeline(Pipeline):
             postprocess_kwargs["threshold"] = threshold
         if return_segmentation_map is not None:
             postprocess_kwargs["return_segmentation_map"] = return_segmentation_map
+        if return_probabilities is not None:
+            forward_kwargs["return_probabilities"] = return_probabilities
+        if sliding_window is not None:
+            preprocess_kwargs["sliding_window"] = forward_kwargs["sliding_window"] = sliding_window
         return preprocess_kwargs, forward_kwargs, postprocess_kwargs
 
-    def preprocess(self, image: Any, timeout: float = URL_TIMEOUT) -> dict[str, torch.Tensor]:
+    def preprocess(self, image: Any, timeout: float = URL_TIMEOUT, **images_kwargs: bool) -> dict[str, torch.Tensor]:
         pixels = read_picture(image, self.processor.image_processor, timeout)
-        inputs = self.processor(images=pixels, input_data_format="channels_first").to(self.dtype)
+        inputs = self.processor(images=pixels, input_data_format="channels_first", **images_kwargs).to(self.dtype)
         return {**inputs, "target_sizes": torch.tensor([pixels.shape[-2:]])}
 
     def _forward(
@@ -177,6 +192,8 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         model_inputs: Mapping[str, torch.Tensor],
         labels: list[str] | None = None,
         prompt_templates: str | list[str] | None = None,
+        sliding_window: bool | None = None,
+        return_probabilities: bool = False,
     ) -> dict[str, list]:
         model_inputs = dict(model_inputs)
         target_sizes = model_inputs.pop("target_sizes")
@@ -188,7 +205,7 @@ class OpenVocabularySegmentationPipeline(Pipeline):
                 input_ids = self._encode_vocabulary(labels, prompt_templates)
         else:
             input_ids = self._encode_vocabulary(labels, prompt_templates)
-        outputs = self.model(**model_inputs, input_ids=input_ids)
+        outputs = self.model(**model_inputs, input_ids=input_ids, sliding_window=sliding_window)
         # Here and not in `postprocess`: it is done where the logits are, which need not be moved or kept then.
         pairs = self.processor.image_processor.post_process_most_probable_class(outputs, target_sizes)
         segmentations, probabilities = zip(*pairs, strict=True)
@@ -197,6 +214,7 @@ class OpenVocabularySegmentationPipeline(Pipeline):
             "probability": list(probabilities),
             # An array: unlike a list it is given its batch axis back when the base class takes a batch apart.
             "labels": [np.array(labels, dtype=object)] * len(pairs),
+            **({"probabilities": list(outputs.logits.float().sigmoid())} if return_probabilities else {}),
         }
 
     def postprocess(
@@ -225,7 +243,10 @@ class OpenVocabularySegmentationPipeline(Pipeline):
             }
             for index in present
         ]
-        return {"segments": segments, "segmentation": segmentation} if return_segmentation_map else segments
+        maps = {"segmentation": segmentation} if return_segmentation_map else {}
+        if "probabilities" in model_outputs:
+            maps["probabilities"] = model_outputs["probabilities"][0]
+        return {"segments": segments, **maps} if maps else segments
 
     def _encode_vocabulary(self, labels: list[str], prompt_templates: str | list[str] | None) -> torch.LongTensor:
         """Token ids of shape (T, P, L) of the labels' prompts."""
