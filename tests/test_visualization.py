@@ -7,7 +7,14 @@ import torch
 from PIL import Image
 
 from catseg_hf import load_vocabulary
-from catseg_hf.visualization import area_shares, class_color, draw_segmentation, plot_segmentation
+from catseg_hf.visualization import (
+    area_shares,
+    class_color,
+    draw_legend,
+    draw_segmentation,
+    overlay_segmentation,
+    plot_segmentation,
+)
 
 
 def checkerboard(height, width, num_classes, cell):
@@ -158,3 +165,13 @@ def test_a_large_picture_is_drawn():
     image = Image.new("RGB", (4000, 3000))
     drawn = draw_segmentation(image, checkerboard(3000, 4000, 171, cell=300), load_vocabulary("coco_stuff_171"))
     assert drawn.height == 3000 and 4500 < drawn.width < 8000
+
+
+def test_overlay_and_legend_make_the_drawing():
+    image = Image.new("RGB", (60, 40), "white")
+    segmentation = checkerboard(40, 60, 3, cell=7)
+    segmentation[:, 50:] = -1
+    drawn = np.array(draw_segmentation(image, segmentation, ["cat", "sofa", "sky"]))
+    legend = draw_legend(area_shares(segmentation), ["cat", "sofa", "sky"], image.size)
+    assert np.array_equal(drawn[:40, :60], np.array(overlay_segmentation(image, segmentation)))
+    assert np.array_equal(drawn[: legend.height, 60:], np.array(legend))

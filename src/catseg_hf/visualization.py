@@ -62,8 +62,8 @@ def draw_segmentation(
     Raises:
         ValueError: If picture and segmentation differ in size, a class has no name, or the opacity is out of range.
     """
-    overlay, entries = _overlay(image, segmentation, labels, opacity)
-    legend = _draw_legend(entries, overlay.size)
+    overlay = overlay_segmentation(image, segmentation, opacity)
+    legend = draw_legend(area_shares(segmentation), labels, overlay.size)
     canvas = Image.new("RGB", (overlay.width + legend.width, max(overlay.height, legend.height)), "white")
     canvas.paste(overlay, (0, 0))
     canvas.paste(legend, (overlay.width, 0))
@@ -96,7 +96,8 @@ def plot_segmentation(
         raise ImportError(
             "`plot_segmentation` needs matplotlib: install it, or catseg_hf with its extra, `catseg_hf[plot]`."
         ) from error
-    overlay, entries = _overlay(image, segmentation, labels, opacity)
+    overlay = overlay_segmentation(image, segmentation, opacity)
+    entries = legend_entries(area_shares(segmentation), labels)
     entries = _cut(entries, MAX_PLOT_ROWS * MAX_PLOT_COLUMNS)
     columns = -(-len(entries) // MAX_PLOT_ROWS)
     width = min(max(5 * overlay.width / overlay.height, 2), 12)
@@ -112,17 +113,15 @@ def plot_segmentation(
     return figure
 
 
-def _to_array(segmentation: np.ndarray | torch.Tensor) -> np.ndarray:
-    return segmentation.cpu().numpy() if isinstance(segmentation, torch.Tensor) else np.asarray(segmentation)
+def overlay_segmentation(
+    image: Image.Image, segmentation: np.ndarray | torch.Tensor, opacity: float = 0.6
+) -> Image.Image:
+    """
+    What `draw_segmentation` draws without the legend: `image`, in RGB, under the colours of its classes.
 
-
-def _overlay(
-    image: Image.Image,
-    segmentation: np.ndarray | torch.Tensor,
-    labels: Sequence[str] | Mapping[int, str],
-    opacity: float,
-) -> tuple[Image.Image, list[tuple[tuple[int, int, int], str]]]:
-    """The coloured picture, and colour and text of every class in it, the largest first."""
+    Raises:
+        ValueError: If image and segmentation differ in size, or the opacity is out of range.
+    """
     segmentation = _to_array(segmentation)
     if segmentation.shape != (image.height, image.width):
         raise ValueError(
@@ -131,41 +130,41 @@ def _overlay(
         )
     if not 0 <= opacity <= 1:
         raise ValueError(f"`opacity` must lie between 0 and 1, got {opacity}.")
-    shares = {index: share for index, share in area_shares(segmentation).items() if index >= 0}
-    names = dict(labels) if isinstance(labels, Mapping) else dict(enumerate(labels))
-    if unnamed := sorted(set(shares) - set(names)):
-        raise ValueError(f"The classes {unnamed[:10]} of the segmentation have no name among the {len(names)} labels.")
-
-    colors = np.zeros((max(shares, default=0) + 1, 3), dtype=np.uint8)
-    for index in shares:
-        colors[index] = class_color(index)
+    indices = np.unique(segmentation[segmentation >= 0])
+    colors = np.zeros((indices.max(initial=0) + 1, 3), dtype=np.uint8)
+    for index in indices:
+        colors[index] = class_color(int(index))
     image = image.convert("RGB")
     overlay = Image.blend(image, Image.fromarray(colors[np.maximum(segmentation, 0)]), opacity)
     overlay.paste(image, mask=Image.fromarray(segmentation < 0))
-    return overlay, [(class_color(index), _describe(names[index], share)) for index, share in shares.items()]
+    return overlay
 
 
-def _describe(name: str, share: float) -> str:
-    name = " ".join(name.split())
-    name = name if len(name) <= MAX_NAME_LENGTH else f"{name[: MAX_NAME_LENGTH - 3].rstrip()}..."
-    return f"{name}  {share:.1%}" if share >= 0.001 else f"{name}  < 0.1%"
+def draw_legend(
+    shares: Mapping[int, float], labels: Sequence[str] | Mapping[int, str], image_size: tuple[int, int]
+) -> Image.Image:
+    """
+    The legend of `draw_segmentation` alone.
 
+    Args:
+        shares (`Mapping[int, float]`): Class indices and their shares of the area, largest first, as `area_shares`
+            gives them.
+        labels (`Sequence[str]` or `Mapping[int, str]`): Name of every class index.
+        image_size (`tuple[int, int]`): Width and height of the image that it stands beside.
 
-def _cut(entries: list, room: int) -> list:
-    """At most `room` entries, of which the last one counts those that were left out."""
-    if len(entries) <= room:
-        return entries
-    return [*entries[: room - 1], ((255, 255, 255), f"and {len(entries) - room + 1} more")]
+    Returns:
+        `PIL.Image.Image` in RGB.
 
-
-def _draw_legend(entries: list[tuple[tuple[int, int, int], str]], picture_size: tuple[int, int]) -> Image.Image:
-    picture_width, picture_height = picture_size
-    font_size = max(MIN_FONT_SIZE, round(0.035 * (picture_width * picture_height) ** 0.5))
+    Raises:
+        ValueError: If a class has no name.
+    """
+    entries, (image_width, image_height) = legend_entries(shares, labels), image_size
+    font_size = max(MIN_FONT_SIZE, round(0.035 * (image_width * image_height) ** 0.5))
     font, line, margin = ImageFont.load_default(font_size), round(1.5 * font_size), font_size // 2
     text_width = max((round(font.getlength(text)) for _, text in entries), default=0)
     column_width = text_width + 2 * font_size + margin
-    rows = max(MIN_LEGEND_ROWS, (picture_height - 2 * margin) // line)
-    columns = max(1, max(picture_width, 30 * font_size) // column_width)
+    rows = max(MIN_LEGEND_ROWS, (image_height - 2 * margin) // line)
+    columns = max(1, max(image_width, 30 * font_size) // column_width)
     entries = _cut(entries, rows * columns)
     columns = -(-len(entries) // rows)
     size = (columns * column_width + 2 * margin, min(rows, len(entries)) * line + 2 * margin)
@@ -177,6 +176,40 @@ def _draw_legend(entries: list[tuple[tuple[int, int, int], str]], picture_size: 
         draw.rectangle((left, middle - half, left + 2 * half, middle + half), fill=color)
         draw.text((left + round(1.5 * font_size), middle), text, fill="black", font=font, anchor="lm")
     return legend
+
+
+def legend_entries(
+    shares: Mapping[int, float], labels: Sequence[str] | Mapping[int, str]
+) -> list[tuple[tuple[int, int, int], str]]:
+    """
+    What a legend says: RGB colour and text of every class of `shares`, as `draw_legend` takes them.
+
+    Raises:
+        ValueError: If a class has no name.
+    """
+    shares = {index: share for index, share in shares.items() if index >= 0}
+    names = dict(labels) if isinstance(labels, Mapping) else dict(enumerate(labels))
+    if unnamed := sorted(set(shares) - set(names)):
+        raise ValueError(f"The classes {unnamed[:10]} of the segmentation have no name among the {len(names)} labels.")
+    return [(class_color(index), legend_text(names[index], share)) for index, share in shares.items()]
+
+
+def legend_text(name: str, share: float) -> str:
+    """What a legend says of a class: its name, cut if it is long, and its share of the area, in 0..1."""
+    name = " ".join(name.split())
+    name = name if len(name) <= MAX_NAME_LENGTH else f"{name[: MAX_NAME_LENGTH - 3].rstrip()}..."
+    return f"{name}  {share:.1%}" if share >= 0.001 else f"{name}  < 0.1%"
+
+
+def _to_array(segmentation: np.ndarray | torch.Tensor) -> np.ndarray:
+    return segmentation.cpu().numpy() if isinstance(segmentation, torch.Tensor) else np.asarray(segmentation)
+
+
+def _cut(entries: list, room: int) -> list:
+    """At most `room` entries, of which the last one counts those that were left out."""
+    if len(entries) <= room:
+        return entries
+    return [*entries[: room - 1], ((255, 255, 255), f"and {len(entries) - room + 1} more")]
 
 
 @lru_cache
