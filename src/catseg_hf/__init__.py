@@ -16,6 +16,7 @@ from .image_processing_catseg import CATSegImageProcessor, CATSegImageProcessorP
 from .modeling_catseg import CATSegForSemanticSegmentation, CATSegModel
 from .pipeline_catseg import OpenVocabularySegmentationPipeline
 from .processing_catseg import CATSegProcessor
+from .refinement import refine_with_masks
 from .remote_code_catseg import OPEN_VOCABULARY_TASK
 from .vocabularies import VOCABULARIES, load_vocabulary
 
@@ -50,4 +51,5 @@ __all__ = [
     "OpenVocabularySegmentationPipeline",
     "VOCABULARIES",
     "load_vocabulary",
+    "refine_with_masks",
 ]

@@ -3,7 +3,7 @@ Segmentation", CVPR 2024): the task "zero-shot-image-segmentation"."""
 
 import base64
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import BytesIO
 from numbers import Real
 from threading import Lock
@@ -19,6 +19,7 @@ from transformers.pipelines.base import Pipeline
 
 from .errors import UserError, first_line
 from .image_io_catseg import open_image, upright
+from .refinement import refine_segmentation
 
 
 # All labels of a call are segmented together: at 640 x 640 each takes 1.6 MB of logits for every picture.
@@ -27,6 +28,8 @@ URL_TIMEOUT = 30.0
 
 # More masks than this, in bytes, are kept as PNGs that Pillow unpacks when they are looked at.
 _MAX_MASK_BYTES = 256 * 2**20
+# Processors are many times slower on the probabilities of classes that were cut away, whose logits are lower.
+_LEAST_LOGIT = -80.0
 # A fast tokenizer cannot be set up by one thread while it is being used by another.
 _TOKENIZER_LOCK = Lock()
 
@@ -104,6 +107,11 @@ class OpenVocabularySegmentationPipeline(Pipeline):
                 Whether to return the map of classes too.
             return_probabilities (`bool`, *optional*, defaults to `False`):
                 Whether to return the probabilities of all classes too.
+            mask_generator (`Callable`, *optional*):
+                Makes the segments follow class-agnostic masks, see [`~refinement.refine_with_masks`]: a pipeline for
+                "mask-generation" (SAM, SAM 2 or SAM 3), or any function that takes a PIL image in RGB, in the
+                picture's own size, and returns its masks, or a dictionary with these `masks`.
+                Probabilities that are returned stay as they were.
             timeout (`float`, *optional*, defaults to 30):
                 Seconds that a URL may take to answer.
             batch_size (`int`, *optional*, defaults to 1):
@@ -115,7 +123,8 @@ class OpenVocabularySegmentationPipeline(Pipeline):
             For each picture a list of its segments, the largest first; classes without a pixel are left out. A segment
             is a dictionary with
             - `label` (`str`), one of the labels as it was given;
-            - `score` (`float`), the mean over its mask of the probability of its class, in 0..1;
+            - `score` (`float`), the mean over its mask of the probability of its class, in 0..1, where pixels under a
+              mask of the `mask_generator` count with the mean over that mask, as they do for the `threshold`;
             - `mask` (`PIL.Image.Image` of mode "L" in the picture's size), 255 in the segment and 0 elsewhere.
 
             With `return_segmentation_map=True` or `return_probabilities=True` it is a dictionary with these
@@ -128,7 +137,7 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         Raises:
             ValueError: For a picture that cannot be read; no labels, too many, or what
                 [`CATSegProcessor.encode_vocabulary`] refuses; a threshold that is not between 0 and 1; another number
-                of prompt templates than the model's.
+                of prompt templates than the model's; a mask generator that gives no masks of booleans.
         """
         if candidate_labels is not None:
             kwargs["candidate_labels"] = candidate_labels
@@ -161,6 +170,7 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         return_probabilities: bool | None = None,
         sliding_window: bool | None = None,
         timeout: float | None = None,
+        mask_generator: Callable[[Image.Image], Any] | None = None,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         preprocess_kwargs, forward_kwargs, postprocess_kwargs = {}, {}, {}
         if timeout is not None:
@@ -180,12 +190,25 @@ class OpenVocabularySegmentationPipeline(Pipeline):
             forward_kwargs["return_probabilities"] = return_probabilities
         if sliding_window is not None:
             preprocess_kwargs["sliding_window"] = forward_kwargs["sliding_window"] = sliding_window
+        if mask_generator is not None:
+            if not callable(mask_generator):
+                raise UserError(
+                    f"`mask_generator` is {mask_generator!r}, but a pipeline for 'mask-generation', or a function "
+                    "from an image to masks, is needed."
+                )
+            preprocess_kwargs["keep_image"] = True
+            forward_kwargs["mask_generator"] = mask_generator
         return preprocess_kwargs, forward_kwargs, postprocess_kwargs
 
-    def preprocess(self, image: Any, timeout: float = URL_TIMEOUT, **images_kwargs: bool) -> dict[str, torch.Tensor]:
+    def preprocess(
+        self, image: Any, timeout: float = URL_TIMEOUT, keep_image: bool = False, **images_kwargs: bool
+    ) -> dict[str, Any]:
         pixels = read_picture(image, self.processor.image_processor, timeout)
         inputs = self.processor(images=pixels, input_data_format="channels_first", **images_kwargs).to(self.dtype)
-        return {**inputs, "target_sizes": torch.tensor([pixels.shape[-2:]])}
+        inputs = {**inputs, "target_sizes": torch.tensor([pixels.shape[-2:]])}
+        if keep_image:
+            inputs["image"] = _to_pil(pixels, 255 if self.processor.image_processor.do_rescale else 1)
+        return inputs
 
     def _forward(
         self,
@@ -194,9 +217,10 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         prompt_templates: str | list[str] | None = None,
         sliding_window: bool | None = None,
         return_probabilities: bool = False,
+        mask_generator: Callable[[Image.Image], Any] | None = None,
     ) -> dict[str, list]:
         model_inputs = dict(model_inputs)
-        target_sizes = model_inputs.pop("target_sizes")
+        target_sizes, images = model_inputs.pop("target_sizes"), model_inputs.pop("image", None)
         input_ids = None
         if labels is None:
             id2label = self.model.config.id2label
@@ -208,6 +232,14 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         outputs = self.model(**model_inputs, input_ids=input_ids, sliding_window=sliding_window)
         # Here and not in `postprocess`: it is done where the logits are, which need not be moved or kept then.
         pairs = self.processor.image_processor.post_process_most_probable_class(outputs, target_sizes)
+        if mask_generator is not None:
+            images = images if isinstance(images, list) else [images]  # a list is what batches are collated to
+            pairs = [
+                refine_segmentation(
+                    *pair, logits.float().clamp(min=_LEAST_LOGIT).sigmoid_(), _generate_masks(mask_generator, image)
+                )
+                for pair, logits, image in zip(pairs, outputs.logits, images, strict=True)
+            ]
         segmentations, probabilities = zip(*pairs, strict=True)
         return {
             "segmentation": list(segmentations),
@@ -351,6 +383,18 @@ def split_labels(candidate_labels: str | Iterable[str]) -> list[str]:
             "are segmented together: leave labels out."
         )
     return labels
+
+
+def _to_pil(pixels: torch.Tensor, highest: int) -> Image.Image:
+    """Pixels (3, H, W), as uint8 or as floats up to `highest`, as an image."""
+    if pixels.is_floating_point():
+        pixels = (pixels * (255 / highest)).round().clamp(0, 255).to(torch.uint8)
+    return Image.fromarray(pixels.permute(1, 2, 0).numpy())
+
+
+def _generate_masks(mask_generator: Callable[[Image.Image], Any], image: Image.Image) -> Any:
+    result = mask_generator(image)
+    return result["masks"] if isinstance(result, Mapping) and "masks" in result else result
 
 
 def _draw_mask(mask: np.ndarray, compress: bool) -> Image.Image:
