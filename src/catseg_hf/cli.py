@@ -1,6 +1,7 @@
 """The command line of catseg_hf.
 
 catseg-hf segment photos/ "more/*.jpg" --labels "cat, sofa" --model catseg-base --output segmented
+catseg-hf video clip.mp4 --labels "cat, sofa" --model catseg-base --output segmented.mp4
 """
 
 import argparse
@@ -24,6 +25,8 @@ from transformers import AutoConfig, pipeline
 
 from .pipeline_catseg import OpenVocabularySegmentationPipeline, read_picture, split_labels
 from .remote_code_catseg import OPEN_VOCABULARY_TASK
+from .video import DEFAULT_SMOOTHING, DamagedVideoError, legend_path, segment_video
+from .video_io import FORMATS, VideoReader, check_video_output
 from .visualization import area_shares, class_color, draw_segmentation
 from .vocabularies import VOCABULARIES, load_vocabulary
 
@@ -38,14 +41,12 @@ class CommandError(Exception):
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command line and returns its exit code: 0, 1 if pictures could not be read, 2 for wrong arguments."""
+    """Runs the command line and returns its exit code: 0, 1 if pictures or parts of a video could not be read, 2 for
+    wrong arguments."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # no name or label is worth failing for
     arguments = build_parser().parse_args(argv)
-    if arguments.max_image_pixels is not None:
-        Image.MAX_IMAGE_PIXELS = -(-arguments.max_image_pixels // 2)  # Pillow refuses more than twice as many
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     try:
         return arguments.command(arguments)
     except CommandError as error:
@@ -65,40 +66,66 @@ def build_parser() -> argparse.ArgumentParser:
     )
     segment.set_defaults(command=segment_pictures)
     segment.add_argument("images", nargs="+", metavar="IMAGE", help="file, folder, glob pattern or URL")
-    vocabulary = segment.add_mutually_exclusive_group()
-    vocabulary.add_argument("--labels", help='classes to look for, separated by commas: "cat, sofa"')
-    vocabulary.add_argument("--vocabulary", choices=VOCABULARIES, help="the classes of a benchmark")
-    segment.add_argument(
-        "--model",
-        default=EMBEDDED_MODEL,
-        help="folder or Hub id of a CAT-Seg checkpoint (default: a small one that comes with the package and knows "
-        "drawings of emoji only)",
-    )
     segment.add_argument("--output", required=True, type=Path, help="folder for the results")
-    segment.add_argument("--threshold", type=_probability, help="pixels less probable than this get no class")
+    _add_model_options(segment)
     segment.add_argument("--batch_size", type=_positive, default=1, help="pictures at a time (default: 1)")
     segment.add_argument(
         "--max_image_pixels",
         type=_positive,
         help="the largest image that is read (default: Pillow's limit, 178956970)",
     )
-    segment.add_argument("--device", type=_device, help="such as cpu or cuda:0 (default: an accelerator, if any)")
-    segment.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto")
+    video = commands.add_parser(
+        "video",
+        help="segment a video into classes named in words",
+        description="Writes the video in the colours of its classes, with its audio, and the legend of the colours, "
+        "NAME_legend.png.",
+    )
+    video.set_defaults(command=segment_clip)
+    video.add_argument("video", metavar="VIDEO", help="file of any kind that FFmpeg reads")
+    video.add_argument("--output", required=True, type=Path, help=f"file to write: {', '.join(FORMATS)}")
+    _add_model_options(video)
+    video.add_argument(
+        "--sliding_window",
+        action=argparse.BooleanOptionalAction,
+        help="average overlapping windows of every frame (default: as the checkpoint says)",
+    )
+    video.add_argument(
+        "--smoothing",
+        type=float,
+        default=DEFAULT_SMOOTHING,
+        metavar="SECONDS",
+        help="time over which probabilities are averaged, between cuts (default: %(default)s; 0: not at all)",
+    )
+    video.add_argument(
+        "--opacity", type=_probability, default=0.6, help="of the colours, 0 to 1 (default: %(default)s)"
+    )
     return parser
+
+
+def _add_model_options(command: argparse.ArgumentParser):
+    vocabulary = command.add_mutually_exclusive_group()
+    vocabulary.add_argument("--labels", help='classes to look for, separated by commas: "cat, sofa"')
+    vocabulary.add_argument("--vocabulary", choices=VOCABULARIES, help="the classes of a benchmark")
+    command.add_argument(
+        "--model",
+        default=EMBEDDED_MODEL,
+        help="folder or Hub id of a CAT-Seg checkpoint (default: a small one that comes with the package and knows "
+        "drawings of emoji only)",
+    )
+    command.add_argument("--threshold", type=_probability, help="pixels less probable than this get no class")
+    command.add_argument("--device", type=_device, help="such as cpu or cuda:0 (default: an accelerator, if any)")
+    command.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto")
 
 
 def segment_pictures(arguments: argparse.Namespace) -> int:
     """The command `segment`."""
+    if arguments.max_image_pixels is not None:
+        Image.MAX_IMAGE_PIXELS = -(-arguments.max_image_pixels // 2)  # Pillow refuses more than twice as many
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     pictures, failures = find_pictures(arguments.images)
     if pictures:
         if arguments.output.exists() and not arguments.output.is_dir():
             raise CommandError(f"The output {str(arguments.output)!r} is a file, but a folder is needed.")
-        if arguments.model == EMBEDDED_MODEL:
-            print(
-                "Using the small model that comes with catseg_hf, which knows 135 words for emoji and textures and "
-                "nothing of photographs: give --model a converted checkpoint for these.",
-                file=sys.stderr,
-            )
         segmenter = load_segmenter(arguments.model, arguments.device, arguments.dtype)
         try:
             labels = _choose_labels(segmenter, arguments)
@@ -120,6 +147,37 @@ def segment_pictures(arguments: argparse.Namespace) -> int:
     for _, error in failures:
         print(f"catseg-hf: {error}", file=sys.stderr)
     return 1 if failures else 0
+
+
+def segment_clip(arguments: argparse.Namespace) -> int:
+    """The command `video`."""
+    try:
+        check_video_output(arguments.output)
+        with VideoReader(arguments.video) as video:
+            segmenter = load_segmenter(arguments.model, arguments.device, arguments.dtype)
+            labels = _choose_labels(segmenter, arguments)
+            summary = segment_video(
+                segmenter,
+                video,
+                arguments.output,
+                labels,
+                sliding_window=arguments.sliding_window,
+                threshold=arguments.threshold,
+                smoothing=arguments.smoothing,
+                opacity=arguments.opacity,
+            )
+    except DamagedVideoError as error:
+        print(f"catseg-hf: error: {error}", file=sys.stderr)
+        return 1
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+    shares = {labels[index]: share for index, share in summary.shares.items() if index >= 0}
+    print(f"{arguments.video}: {_list_largest(shares)}")
+    print(
+        f"Segmented {summary.num_frames} frame{'s' * (summary.num_frames != 1)} into {arguments.output}, "
+        f"with the colours of the classes in {legend_path(arguments.output)}"
+    )
+    return 0
 
 
 def find_pictures(arguments: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
@@ -160,6 +218,12 @@ def load_segmenter(
     Raises:
         CommandError: If it cannot be loaded or is not CAT-Seg.
     """
+    if model == EMBEDDED_MODEL:
+        print(
+            "Using the small model that comes with catseg_hf, which knows 135 words for emoji and textures and "
+            "nothing of photographs: give --model a converted checkpoint for these.",
+            file=sys.stderr,
+        )
     try:
         model_type = AutoConfig.from_pretrained(model).model_type
         if model_type == "catseg":
@@ -250,12 +314,18 @@ def _segment_each(
             path = arguments.output / _choose_name(picture, arguments.output, names, inputs)
             record = _write_result(path, image, result, labels, arguments.threshold is not None)
             records.append({"picture": picture, **record})
-            largest = [f"{segment['label']} {segment['area']:.1%}" for segment in record["segments"]]
-            if len(largest) > LARGEST_CLASSES:
-                largest = [*largest[:LARGEST_CLASSES], f"and {len(largest) - LARGEST_CLASSES} more"]
-            progress.write(f"{picture}: {', '.join(largest) or 'no class'}", file=sys.stdout)
+            shares = {segment["label"]: segment["area"] for segment in record["segments"]}
+            progress.write(f"{picture}: {_list_largest(shares)}", file=sys.stdout)
             progress.update()
     return records
+
+
+def _list_largest(shares: dict[str, float]) -> str:
+    """The first few labels with their shares of the area."""
+    largest = [f"{label} {share:.1%}" for label, share in shares.items()]
+    if len(largest) > LARGEST_CLASSES:
+        largest = [*largest[:LARGEST_CLASSES], f"and {len(largest) - LARGEST_CLASSES} more"]
+    return ", ".join(largest) or "no class"
 
 
 def _write_result(
