@@ -7,6 +7,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
+from catseg_hf.class_chunks_catseg import ClassChunks
 from conftest import FIXTURES, converted_model
 
 
@@ -88,8 +89,8 @@ def test_aggregation_layer(index, model, golden):
     tokens = channels_last(golden["cost_embedding" if index == 0 else f"layer{index - 1}_out"])
     appearance_guidance = golden["appearance_guidance"][:1].permute(0, 2, 3, 1)
     with torch.no_grad():
-        (spatial,), _ = layer.spatial_aggregation([tokens], appearance_guidance)
-        (out,), _ = layer([tokens], appearance_guidance, golden["text_guidance"][:1])
+        (spatial,), _ = layer.spatial_aggregation(ClassChunks([tokens]), appearance_guidance)
+        (out,), _ = layer(ClassChunks([tokens]), appearance_guidance, golden["text_guidance"][:1])
     torch.testing.assert_close(channels_first(spatial), golden[f"layer{index}_spatial"], **TOLERANCE)
     torch.testing.assert_close(channels_first(out), golden[f"layer{index}_out"], **TOLERANCE)
 

@@ -4,7 +4,6 @@ Tokens are kept with their channels last, `(batch, classes, rows, columns, chann
 """
 
 import math
-from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +11,9 @@ from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.clip.modeling_clip import eager_attention_forward
 
+from .class_chunks_catseg import ClassChunks, split_classes
 from .configuration_catseg import CATSegConfig
-from .tensor_ops_catseg import RecomputedLayer, class_chunks, independent_chunks
+from .tensor_ops_catseg import RecomputedLayer
 
 
 FOREIGN_REGION_MASK = -100.0
@@ -198,23 +198,25 @@ class CATSegSpatialAggregation(nn.Module):
         )
 
     def forward(
-        self, chunks: list[torch.Tensor], guidance: torch.Tensor, output_attentions: bool = False
-    ) -> tuple[list[torch.Tensor], torch.Tensor | None]:
-        """Tokens `(B, t, H, W, C)` of a few classes at a time, which the outputs replace in the list, and appearance
-        guidance `(B, H, W, appearance_guidance_size)`."""
-        grid, window_size = chunks[0].shape[2:4], self.config.window_size
-        mask = shifted_window_mask(grid, window_size, self.shift, chunks[0]) if self.shift else None
+        self, hidden_states: ClassChunks, guidance: torch.Tensor, output_attentions: bool = False
+    ) -> tuple[ClassChunks, torch.Tensor | None]:
+        """Tokens `(B, T, H, W, C)`, which are replaced, and appearance guidance `(B, H, W, appearance_guidance_size)`.
+        Returns the tokens and, if they are asked for, the attention weights of both blocks."""
         guidance = self.guidance_norm(guidance)
-        projected_guidance = [block.project_guidance(guidance) for block in self.blocks]
-
+        plain_guidance, shifted_guidance = (block.project_guidance(guidance) for block in self.blocks)
+        mask = None
+        if self.shift:
+            mask = shifted_window_mask(guidance.shape[1:3], self.config.window_size, self.shift, hidden_states[0])
         attentions = []
-        for index, chunk in enumerate(chunks):
-            chunk, plain_weights = self.blocks[0](chunk, *projected_guidance[0], None, output_attentions)
-            chunk, shifted_weights = self.blocks[1](chunk, *projected_guidance[1], mask, output_attentions)
-            chunks[index] = chunk
+
+        def aggregate(tokens: torch.Tensor) -> torch.Tensor:
+            tokens, plain_weights = self.blocks[0](tokens, *plain_guidance, None, output_attentions)
+            tokens, shifted_weights = self.blocks[1](tokens, *shifted_guidance, mask, output_attentions)
             if output_attentions and plain_weights is not None:
                 attentions.append(torch.stack([plain_weights, shifted_weights], dim=2))
-        return chunks, torch.cat(attentions, dim=1) if attentions else None
+            return tokens
+
+        return hidden_states.apply_(aggregate), torch.cat(attentions, dim=1) if attentions else None
 
 
 class CATSegClassAttention(CATSegGuidedAttention):
@@ -315,30 +317,16 @@ class CATSegClassBlock(CATSegBlock):
 
     def forward(self, guidance: torch.Tensor, *chunks: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Text guidance `(B or 1, T, text_guidance_size)` and tokens `(B, t, H, W, C)` of a few classes at a time."""
-        attended = self.attend(chunks, guidance)
-        return tuple(self.add_feed_forward(chunk + maps) for chunk, maps in zip(chunks, attended, strict=True))
-
-    def attend(self, chunks: Sequence[torch.Tensor], guidance: torch.Tensor) -> Iterator[torch.Tensor]:
-        """What all classes attend to at a few positions at a time, in chunks of classes again."""
-        grid, num_classes = chunks[0].shape[2:4], [chunk.shape[1] for chunk in chunks]
-        padding = None
-        if self.num_class_tokens:
-            padding = self.layer_norm1(self.padding_token), self.padding_guidance
-        num_padding_tokens = self.num_class_tokens - sum(num_classes)
         guidance = self.attention.project_guidance(guidance.transpose(0, 1)[:, :, None])
+        padding = (self.layer_norm1(self.padding_token), self.padding_guidance) if self.num_class_tokens else None
+        num_padding_tokens = self.num_class_tokens - sum(chunk.shape[1] for chunk in chunks)
 
-        def attend_to_classes(tokens: torch.Tensor) -> torch.Tensor:
+        def attend(tokens: torch.Tensor) -> torch.Tensor:
             return self.attention(self.layer_norm1(tokens), guidance, padding, num_padding_tokens)
 
-        numel_per_position = 3 * chunks[0][:, 0, 0, 0].numel() * sum(num_classes)  # queries, keys and values
-        positions = [independent_chunks(chunk.flatten(2, 3), 2, numel_per_position) for chunk in chunks]
-        outputs = []
-        for parts in zip(*positions, strict=True):  # the same positions of all classes
-            tokens = torch.cat([part.transpose(0, 1) for part in parts])  # (T, B, positions, C)
-            attended = attend_to_classes(tokens)
-            outputs.append(attended.transpose(0, 1).split(num_classes, dim=1))
-        for parts in zip(*outputs, strict=True):
-            yield torch.cat(parts, dim=2).unflatten(2, grid)
+        numel_per_token = 3 * chunks[0].shape[-1]  # queries, keys and values
+        attended = ClassChunks(chunks).across_classes(attend, numel_per_token)
+        return tuple(self.add_feed_forward(chunk + update) for chunk, update in zip(chunks, attended, strict=True))
 
 
 class CATSegClassAggregation(nn.Module):
@@ -349,14 +337,11 @@ class CATSegClassAggregation(nn.Module):
         self.config = config
         self.block = CATSegClassBlock(config)
 
-    def forward(self, chunks: list[torch.Tensor], guidance: torch.Tensor) -> list[torch.Tensor]:
-        """Tokens `(B, t, H, W, C)` of a few classes at a time, which the outputs replace in the list, and text
-        guidance `(B or 1, T, text_guidance_size)`."""
+    def forward(self, hidden_states: ClassChunks, guidance: torch.Tensor) -> ClassChunks:
+        """Tokens `(B, T, H, W, C)`, which are replaced, and text guidance `(B or 1, T, text_guidance_size)`."""
         pooling_size = tuple(self.config.pooling_size if self.training else self.config.eval_pooling_size)
-        pooled = self.block(guidance, *[self.pool(chunk, pooling_size) for chunk in chunks])
-        for index, maps in enumerate(pooled):
-            chunks[index] = chunks[index] + self.unpool(maps, chunks[index].shape[2:4])
-        return chunks
+        aggregated = self.block(guidance, *[self.pool(tokens, pooling_size) for tokens in hidden_states])
+        return hidden_states.apply_(lambda tokens, pooled: tokens + self.unpool(pooled, tokens.shape[2:4]), aggregated)
 
     @staticmethod
     def pool(hidden_states: torch.Tensor, pooling_size: tuple[int, int]) -> torch.Tensor:
@@ -386,13 +371,13 @@ class CATSegAggregatorLayer(nn.Module):
 
     def forward(
         self,
-        chunks: list[torch.Tensor],
+        hidden_states: ClassChunks,
         appearance_guidance: torch.Tensor,
         text_guidance: torch.Tensor,
         output_attentions: bool = False,
-    ) -> tuple[list[torch.Tensor], torch.Tensor | None]:
-        chunks, attentions = self.spatial_aggregation(chunks, appearance_guidance, output_attentions)
-        return self.class_aggregation(chunks, text_guidance), attentions
+    ) -> tuple[ClassChunks, torch.Tensor | None]:
+        hidden_states, attentions = self.spatial_aggregation(hidden_states, appearance_guidance, output_attentions)
+        return self.class_aggregation(hidden_states, text_guidance), attentions
 
 
 class CATSegAggregator(nn.Module):
@@ -439,16 +424,15 @@ class CATSegAggregator(nn.Module):
         Returns:
             The tokens `(B, T, H, W, C)`, and what was asked to be kept.
         """
-        # A few classes at a time, whose activations fit a cache. Only the last state is a tensor of all classes.
-        chunks = [self.embed_cost(chunk) for chunk in class_chunks(cost, 2, self.config)]
+        hidden_states = ClassChunks(self.embed_cost(part) for part in split_classes(cost, 2, self.config))
         appearance_guidance = self.project_appearance(image_embeds)
         text_guidance = self.project_text(text_embeds)
         all_hidden_states, all_attentions = (), ()
         for layer in self.layers:
             if output_hidden_states:
-                all_hidden_states += (torch.cat(chunks, dim=1),)
-            chunks, attentions = layer(chunks, appearance_guidance, text_guidance, output_attentions)
+                all_hidden_states += (hidden_states.join(),)
+            hidden_states, attentions = layer(hidden_states, appearance_guidance, text_guidance, output_attentions)
             if attentions is not None:
                 all_attentions += (attentions,)
-        hidden_states = torch.cat(chunks, dim=1)
-        return hidden_states, (*all_hidden_states, hidden_states), all_attentions
+        last_hidden_state = hidden_states.join()
+        return last_hidden_state, (*all_hidden_states, last_hidden_state), all_attentions

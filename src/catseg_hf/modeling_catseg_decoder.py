@@ -4,8 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .class_chunks_catseg import split_classes
 from .configuration_catseg import CATSegConfig
-from .tensor_ops_catseg import RecomputedLayer, class_chunks
+from .tensor_ops_catseg import RecomputedLayer
 
 
 class CATSegDecoderStage(RecomputedLayer):
@@ -90,7 +91,7 @@ class CATSegDecoder(nn.Module):
         ]
         kernels = [stage.upsampling_kernel(like=hidden_states) for stage in self.stages]
         logits = []
-        for chunk in class_chunks(hidden_states, 1, self.config):
+        for chunk in split_classes(hidden_states, 1, self.config):
             maps = chunk.flatten(0, 1).permute(0, 3, 1, 2)  # channels last in memory
             for stage, kernel, stage_guidance in zip(self.stages, kernels, guidance, strict=True):
                 maps = stage(maps, kernel, stage_guidance)

@@ -1,4 +1,4 @@
-"""How CAT-Seg's modules resize maps, how many classes they work on at once and what they keep for the gradients."""
+"""How CAT-Seg's modules resize maps, how much they work on at once and what they keep for the gradients."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -7,8 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
-
-from .configuration_catseg import CATSegConfig
 
 
 # Bytes of the largest activation of the slices worked on together: what a core's cache holds, or what keeps an
@@ -48,13 +46,6 @@ def independent_chunks(
         chunk_bytes = CPU_CHUNK_BYTES if tensor.device.type == "cpu" else ACCELERATOR_CHUNK_BYTES
         size = max(1, chunk_bytes // (numel_per_slice * tensor.element_size()))
     return tensor.split(size, dim=dim)
-
-
-def class_chunks(tensor: torch.Tensor, dim: int, config: CATSegConfig) -> Sequence[torch.Tensor]:
-    """A tensor `(B, ...)` with the classes along `dim`, a few at a time: as many as the config says, or as the sizes
-    of the aggregation's activations suggest."""
-    numel_per_class = tensor.shape[0] * config.feature_size**2 * config.hidden_size * config.mlp_ratio
-    return independent_chunks(tensor, dim, numel_per_class, config.class_chunk_size)
 
 
 class RecomputedLayer(GradientCheckpointingLayer):
