@@ -6,10 +6,22 @@ BIN := $(VENV)/bin
 # A process for every core; the tests of a file share what they set up.
 IN_PARALLEL := --numprocesses auto --dist loadfile
 
-.PHONY: demo test test-slow quality embedded-model
+.PHONY: demo app space test test-slow quality embedded-model
 
 demo: $(VENV)/.demo
 	$(BIN)/python demo/segment_photo.py
+
+app: $(VENV)/.app
+	$(BIN)/python demo/app.py
+
+# The demo as a Space of the Hub, with the library beside it.
+SPACE := build/space
+
+space:
+	rm -rf $(SPACE)
+	mkdir -p $(SPACE)
+	cp -r demo/app.py demo/catseg_app demo/examples demo/scene.png demo/README.md demo/requirements.txt src/catseg_hf $(SPACE)
+	find $(SPACE) -name __pycache__ -prune -exec rm -r {} +
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest $(IN_PARALLEL)

@@ -1,0 +1,76 @@
+"""What people take away: files, and the code that makes them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from catseg_hf import EMBEDDED_MODEL, VOCABULARIES, load_vocabulary
+from catseg_hf.cli import draw_label_map
+from catseg_hf.visualization import draw_segmentation
+
+from .labels import format_labels, parse_labels
+from .segmentation import EMBEDDED, Segmentation
+
+
+def summarize(result: Segmentation) -> dict[str, Any]:
+    """What was asked for and the segments that were found, for JSON."""
+    return {
+        "model": EMBEDDED if result.model == EMBEDDED_MODEL else result.model,
+        "width": result.image.width,
+        "height": result.image.height,
+        "threshold": result.threshold,
+        "sliding_window": result.sliding_window,
+        "labels": result.labels,
+        "segments": result.segments,
+    }
+
+
+def write_files(result: Segmentation, opacity: float, folder: Path) -> list[Path]:
+    """
+    Writes the result in the image's full size.
+
+    Returns:
+        Paths in `folder` of the class of every pixel as a PNG, with 255 (65535 if there are more classes) for none; of
+        the summary as JSON; and of the overlay with a legend as a PNG.
+    """
+    segmentation = result.segmentation.long()
+    label_map, no_class = draw_label_map(segmentation, len(result.labels), bool((segmentation < 0).any()))
+    paths = [folder / name for name in ("labels.png", "segments.json", "overlay.png")]
+    label_map.save(paths[0])
+    paths[1].write_text(json.dumps({**summarize(result), "no_class": no_class}, indent=2) + "\n", encoding="utf-8")
+    draw_segmentation(result.image, segmentation, result.labels, opacity).save(paths[2])
+    return paths
+
+
+def python_code(result: Segmentation, opacity: float) -> str:
+    """A program that segments `image.jpg` as it was segmented here and saves the overlay."""
+    presets = {name: parse_labels(format_labels(load_vocabulary(name))) for name in VOCABULARIES}
+    vocabulary = next((name for name, labels in presets.items() if labels == result.labels), None)
+    labels = (
+        json.dumps(result.labels, ensure_ascii=False) if vocabulary is None else f'load_vocabulary("{vocabulary}")'
+    )
+    model = "EMBEDDED_MODEL" if result.model == EMBEDDED_MODEL else json.dumps(result.model)
+    names = ["EMBEDDED_MODEL"] * (result.model == EMBEDDED_MODEL) + ["load_vocabulary"] * (vocabulary is not None)
+    imports = f"from catseg_hf import {', '.join(names)}" if names else "import catseg_hf  # registers CAT-Seg"
+    return f"""\
+from PIL import Image
+from transformers import pipeline
+
+{imports}
+from catseg_hf.visualization import draw_segmentation
+
+
+segmenter = pipeline("zero-shot-image-segmentation", model={model})
+image = Image.open("image.jpg").convert("RGB")
+labels = {labels}
+result = segmenter(
+    image,
+    candidate_labels=labels,
+    threshold={result.threshold},
+    sliding_window={result.sliding_window},
+    return_segmentation_map=True,
+)
+for segment in result["segments"]:
+    print(segment["label"], segment["score"])
+draw_segmentation(image, result["segmentation"], labels, opacity={opacity}).save("overlay.png")
+"""
