@@ -4,6 +4,7 @@ import subprocess
 import sys
 import weakref
 from fractions import Fraction
+from io import StringIO
 from pathlib import Path
 
 import av
@@ -143,6 +144,20 @@ def test_the_text_tower_runs_once(segmenter, tmp_path):
     assert len(calls) == 1
 
 
+def test_progress(segmenter, tmp_path, monkeypatch):
+    clip = write_clip(tmp_path / "clip.mkv", pan(0, 4), audio=None)
+    bars = []
+
+    class Bar(video.tqdm):
+        def close(self):
+            bars.append((self.n, self.total))
+
+    monkeypatch.setattr(video, "tqdm", lambda **kwargs: Bar(**kwargs | {"disable": False, "file": StringIO()}))
+    with VideoReader(clip) as reader:
+        segment_video(segmenter, reader, tmp_path / "out.mp4", LABELS)
+    assert (4, 4) in bars
+
+
 def test_no_lag_on_cuts(segmenter, monkeypatch):
     before, after = pan(0, 4), pan(3, 2)
 
@@ -234,6 +249,21 @@ def test_variable_rate_and_odd_size(tmp_path, monkeypatch, output, encoder):
     about, written, *_ = read_clip(tmp_path / output)
     assert about[:2] == (65, 33)
     assert [float(time) for time in written] == pytest.approx([time / 90000 for time in times], abs=1e-3)
+
+
+def test_audio_of_an_unknown_kind_is_left_out(tmp_path):
+    clip = write_clip(tmp_path / "clip.mp4", pan(0, 5))
+    clip.write_bytes(clip.read_bytes().replace(b"mp4a", b"apac").replace(b"esds", b"dapa"))
+    assert copy(clip, tmp_path / "out.mp4")
+    _, times, packets, _ = read_clip(tmp_path / "out.mp4")
+    assert len(times) == 5 and packets == []
+
+
+def test_a_file_without_times(tmp_path):
+    clip = write_clip(tmp_path / "clip.h264", pan(0, 5), audio=None)
+    assert copy(clip, tmp_path / "out.mp4")
+    _, times, *_ = read_clip(tmp_path / "out.mp4")
+    assert times == [Fraction(index, RATE) for index in range(5)]
 
 
 def test_colors_are_tagged_as_they_were(tmp_path):

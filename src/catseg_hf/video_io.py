@@ -9,6 +9,7 @@ from typing import Any, Self
 
 import numpy as np
 from PIL import Image
+from transformers.utils import logging
 
 from .errors import UserError
 
@@ -18,6 +19,8 @@ try:
 except ImportError:  # the extra "video"
     av = None
 
+
+logger = logging.get_logger(__name__)
 
 FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
 # In the order of preference; the options ask for no visible loss.
@@ -97,7 +100,8 @@ class VideoReader:
         time_base (`Fraction`): The unit of their times, in seconds.
         rate (`Fraction`): Frames per second, on average.
         num_frames (`int`, *optional*): How many there should be, as far as the file tells.
-        stream (`av.VideoStream`), audio_streams (`tuple[av.AudioStream]`): The streams.
+        stream (`av.VideoStream`), audio_streams (`tuple[av.AudioStream]`): The streams, without audio of a kind that
+            FFmpeg does not know.
 
     Raises:
         UserError: If PyAV is not installed, or not a single frame can be read.
@@ -159,7 +163,11 @@ class VideoReader:
             self.container = av.open(os.fspath(self.path.absolute()), metadata_errors="replace")
         except av.FFmpegError as error:
             raise UserError(f"The video {str(self.path)!r} could not be read: {error.strerror}.") from error
-        self.stream, self.audio_streams = self._find_video(), self.container.streams.audio
+        self.stream = self._find_video()
+        all_audio = self.container.streams.audio
+        self.audio_streams = tuple(stream for stream in all_audio if stream.codec_context is not None)
+        if len(self.audio_streams) < len(all_audio):
+            logger.warning_once(f"{str(self.path)!r} has audio that FFmpeg does not know, which is left out.")
         self.time_base = self.stream.time_base
         self.rate = self.stream.average_rate or self.stream.guessed_rate or Fraction(25)
         self._duration = Fraction(self.container.duration or 0, av.time_base)
