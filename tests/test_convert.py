@@ -14,7 +14,7 @@ from transformers import AutoModelForSemanticSegmentation, AutoProcessor
 
 import convert_catseg_original_to_hf as converter
 from catseg_hf import CATSegConfig
-from catseg_hf.configuration_catseg import COCO_STUFF_LABELS
+from catseg_hf.coco_stuff_catseg import COCO_STUFF_LABELS
 from conftest import FIXTURES
 from convert_catseg_original_to_hf import build_model, convert_state_dict, infer_config
 from full_size import ARCHITECTURES

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from catseg_hf import CATSegImageProcessorPil
-from catseg_hf.configuration_catseg import COCO_STUFF_LABELS
+from catseg_hf.coco_stuff_catseg import COCO_STUFF_LABELS
 from catseg_training.data.coco_stuff import MISSING_RAW_IDS, NUM_CLASSES, RAW_TO_CONTIGUOUS, coco_stuff_pairs
 from catseg_training.data.columns import find_columns
 from catseg_training.data.crops import EpochSampler, StreamingCrops, TrainingCrops

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+from .coco_stuff_catseg import COCO_STUFF_LABELS
+
 
 VOCABULARIES = (
     "coco_stuff_171",
@@ -33,6 +35,8 @@ def load_vocabulary(name: str) -> list[str]:
     """
     if name not in VOCABULARIES:
         raise ValueError(f"There is no vocabulary {name!r}: choose one of {', '.join(VOCABULARIES)}.")
+    if name == "coco_stuff_171":
+        return list(COCO_STUFF_LABELS)
     path = Path(__file__).with_name("vocabulary_files") / f"{name}.json"
     id2label = json.loads(path.read_text(encoding="utf-8"))
     return [id2label[str(index)] for index in range(len(id2label))]
