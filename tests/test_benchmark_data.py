@@ -139,7 +139,7 @@ BAD_FILES = {
         "ade20k_150",
         "images/validation/{}.jpg",
         lambda path: path.write_bytes(b"no"),
-        "not a picture",
+        "could not be read",
     ),
     "no label": ("ade20k_150", "annotations/validation/{}.png", Path.unlink, "does not exist"),
     "no image": ("ade20k_150", "images/validation/{}.jpg", Path.unlink, "does not exist"),

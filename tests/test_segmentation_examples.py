@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from catseg_hf.image_io_catseg import open_image
 from catseg_training.data.coco_stuff import RAW_TO_CONTIGUOUS
 from catseg_training.data.examples import read_example
+from malformed_images import MALFORMED, TURNED, exif, jpeg
 
 
 def encoded(array: np.ndarray | Image.Image, name: str = "file.png") -> dict:
@@ -77,10 +79,10 @@ def test_pictures_of_every_mode_become_rgb(image):
 
 def test_pictures_are_turned_as_their_exif_data_says():
     picture = Image.fromarray(np.arange(6, dtype=np.uint8).reshape(2, 3) * 10)
-    exif = Image.Exif()
-    exif[0x0112] = 6
+    orientation = Image.Exif()
+    orientation[0x0112] = 6
     file = io.BytesIO()
-    picture.save(file, format="PNG", exif=exif)
+    picture.save(file, format="PNG", exif=orientation)
     image = {"path": "turned.png", "bytes": file.getvalue()}
     pixels, _ = read_example({**row(np.zeros((3, 2), np.uint8)), "image": image}, 1)
     assert pixels[..., 0].tolist() == [[30, 0], [40, 10], [50, 20]]
@@ -95,19 +97,35 @@ BAD_EXIF = {
 
 
 @pytest.mark.parametrize("column, suffix", [("image", "png"), ("image", "webp"), ("label", "png")])
-@pytest.mark.parametrize("exif", BAD_EXIF.values(), ids=BAD_EXIF)
+@pytest.mark.parametrize("bad_exif", BAD_EXIF.values(), ids=BAD_EXIF)
 @pytest.mark.filterwarnings("ignore:.*(EXIF|Truncated)")
-def test_damaged_metadata_is_no_damage(exif, suffix, column, tmp_path, caplog):
+def test_damaged_metadata_is_no_damage(bad_exif, suffix, column, tmp_path, caplog):
     pixels = np.arange(6, dtype=np.uint8).reshape(2, 3)
     path = tmp_path / f"image.{suffix}"
-    Image.fromarray(pixels).save(path, exif=exif, **({"lossless": True} if suffix == "webp" else {}))
+    Image.fromarray(pixels).save(path, exif=bad_exif, **({"lossless": True} if suffix == "webp" else {}))
     example = {**row(np.zeros((2, 3), np.uint8)), column: {"path": str(path), "bytes": None}}
     image, label = read_example(example, 6)
     np.testing.assert_array_equal(image[..., 0] if column == "image" else label, pixels)
     in_memory = {**example, column: {"path": None, "bytes": path.read_bytes()}}
     np.testing.assert_array_equal(read_example(in_memory, 6)[0], image)
-    if exif == BAD_EXIF["no TIFF"]:
-        assert f"{path} is used as it is stored" in caplog.text
+    if bad_exif == BAD_EXIF["no TIFF"]:
+        assert f"{path} has malformed EXIF data: it stays as it is stored" in caplog.text
+
+
+TURNED_BESIDE_GARBAGE = jpeg(0xE1, exif(TURNED, (0x11A, 2, 4, 0x41414141)))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [*(data for data, _ in MALFORMED.values()), TURNED_BESIDE_GARBAGE],
+    ids=[*MALFORMED, "orientation beside a malformed tag"],
+)
+def test_images_are_those_that_the_pipeline_sees(data):
+    """Whatever their metadata."""
+    expected = np.asarray(open_image(data).convert("RGB"))
+    example = row(np.zeros(expected.shape[:2], np.uint8))
+    image, _ = read_example({**example, "image": {"path": None, "bytes": data}}, 1)
+    np.testing.assert_array_equal(image, expected)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32])
@@ -236,7 +254,7 @@ def test_files_that_are_missing_or_damaged(tmp_path, column, suffix):
     whole = encoded(pixels, path.name)["bytes"]
     for contents in (whole[: len(whole) // 2], b"", b"<html>Not found</html>"):
         path.write_bytes(contents)
-        assert str(path) in refusal(example) and "truncated, damaged" in refusal(example)
+        assert f"{path} could not be read: " in refusal(example)
     in_a_row = {**example, column: {"path": path.name, "bytes": whole[:100]}}
     assert f"{path.name} ({column} of row 7 of train)" in refusal(in_a_row)
 

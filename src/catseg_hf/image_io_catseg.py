@@ -38,7 +38,7 @@ def open_image(source: str | os.PathLike | bytes | BinaryIO, name: str | None = 
 
     Args:
         source (`str`, `PathLike`, `bytes` or binary file): The image file, or what it contains.
-        name (`str`, *optional*): What messages call it; by default its path.
+        name (`str`, *optional*): What messages call it; by default "The image" and its path.
 
     Returns:
         `PIL.Image.Image`, loaded: the file may be removed.
@@ -48,10 +48,10 @@ def open_image(source: str | os.PathLike | bytes | BinaryIO, name: str | None = 
         UserError: If the pixels do not decode, or are more than `PIL.Image.MAX_IMAGE_PIXELS` allows.
     """
     if isinstance(source, str | os.PathLike):
-        name = name or repr(os.fspath(source))
+        name = name or f"The image {os.fspath(source)!r}"
         with open(source, "rb") as file:
             return open_image(file, name)
-    name = name or f"of type {type(source).__name__}"
+    name = name or f"The image of type {type(source).__name__}"
     file = BytesIO(source) if isinstance(source, bytes | bytearray | memoryview) else source
     start = file.tell()
     try:
@@ -59,7 +59,7 @@ def open_image(source: str | os.PathLike | bytes | BinaryIO, name: str | None = 
         image.load()
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UserError(
-            f"The image {name} is very large: {first_line(error)}. If you trust it, raise the limit: "
+            f"{name} is very large: {first_line(error)}. If you trust it, raise the limit: "
             "`PIL.Image.MAX_IMAGE_PIXELS`, or --max_image_pixels on the command line."
         ) from error
     except Exception as error:  # Pillow raises all kinds for damaged pixels and malformed metadata alike
@@ -68,8 +68,8 @@ def open_image(source: str | os.PathLike | bytes | BinaryIO, name: str | None = 
         if image is None:
             is_unknown = isinstance(error, UnidentifiedImageError)
             reason = "Pillow knows no such format" if is_unknown else first_line(error)
-            raise UserError(f"The image {name} could not be read: {reason}.") from error
-        logger.warning_once(f"The metadata of the image {name} is malformed and was left out, its orientation too.")
+            raise UserError(f"{name} could not be read: {reason}.") from error
+        logger.warning_once(f"{name} has malformed metadata, which was left out, its orientation too.")
         return image
     return upright(image, name)
 
@@ -79,7 +79,7 @@ def upright(image: Image.Image, name: str) -> Image.Image:
     try:
         method = ORIENTATIONS.get(image.getexif().get(ExifTags.Base.Orientation))
     except Exception:  # all kinds again
-        logger.warning_once(f"The EXIF data of the image {name} is malformed: it stays as it is stored.")
+        logger.warning_once(f"{name} has malformed EXIF data: it stays as it is stored.")
         return image
     if method is None:
         return image

@@ -310,10 +310,10 @@ def read_picture(picture: Any, image_processor: Any, timeout: float | None = URL
     Raises:
         ValueError: If it cannot be read, with a sentence that names the picture.
     """
-    name = f"of type {type(picture).__name__}"
+    name = f"The image of type {type(picture).__name__}"
     try:
         if isinstance(picture, str | os.PathLike):
-            name = _shorten(picture)
+            name = f"The image {_shorten(picture)}"
             if os.path.isfile(picture):
                 picture = open_image(picture, name)
             elif isinstance(picture, str) and picture.startswith(("http://", "https://")):
@@ -336,7 +336,7 @@ def read_picture(picture: Any, image_processor: Any, timeout: float | None = URL
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"The image {name} could not be read: {first_line(error)}.") from error
+        raise UserError(f"{name} could not be read: {first_line(error)}.") from error
 
 
 def _is_encoded(image: Any) -> bool:

@@ -1,7 +1,5 @@
 """Decodes one picture with its label map, and checks the label's ids against the vocabulary."""
 
-import io
-import logging
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -9,21 +7,20 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
+from datasets.utils.file_utils import xopen
 from PIL import Image
 
-from catseg_hf.errors import UserError
+from catseg_hf.errors import UserError, first_line
+from catseg_hf.image_io_catseg import open_image
 
 from .coco_stuff import MISSING_RAW_IDS, NUM_CLASSES, RAW_TO_CONTIGUOUS, UNLABELLED
 
-
-logger = logging.getLogger(__name__)
 
 LABEL_IDS = ("contiguous", "coco_stuff_raw")
 LABEL_MODES = ("1", "L", "P", "I;16", "I;16B", "I")
 
 MAX_ID = 65535
 _OUT_OF_RANGE = -1
-_IMAGE = datasets.Image()
 
 
 def read_example(
@@ -105,34 +102,20 @@ def _described(example: Mapping[str, Any], column: str) -> str:
     return str(path) if value.get("bytes") is None else f"{path} ({column} of {example['name']})"
 
 
-def decoded_image(value: Any, name: str) -> Image.Image:
-    """An image out of a row's value, such as `{"path": ...}`, upright. Errors (ValueError) call it by `name`."""
-    if value is None:
+def decoded_image(value: Mapping[str, Any] | None, name: str) -> Image.Image:
+    """An image out of a row's value, `{"path": ..., "bytes": ...}`, upright. Errors (UserError) call it by `name`."""
+    if value is None or value["path"] is value["bytes"] is None:
         raise UserError(f"{name} is missing: take the row out.")
-    try:
-        return _IMAGE.decode_example(value)
-    except FileNotFoundError:
-        raise UserError(f"{name} does not exist: restore the file or take it out of the data.") from None
-    except Exception as error:  # Pillow raises all kinds, for damaged metadata too
-        problem = _reason(error)
-    try:
-        image = _stored_pixels(value)
-    except Exception as error:
-        raise UserError(f"{name} is truncated, damaged or not a picture: fetch it again ({_reason(error)}).") from None
-    logger.warning(f"{name} is used as it is stored: its metadata cannot be read ({problem}).")
-    return image
-
-
-def _stored_pixels(value: Mapping[str, Any]) -> Image.Image:
-    """An image without what its metadata says, such as a rotation."""
-    encoded = value.get("bytes")
-    with Image.open(value["path"] if encoded is None else io.BytesIO(encoded)) as image:
-        image.load()
-    return image
-
-
-def _reason(error: Exception) -> str:
-    return str(error) or type(error).__name__
+    encoded = value["bytes"]
+    if encoded is None:
+        try:
+            with xopen(value["path"], "rb") as file:
+                encoded = file.read()
+        except FileNotFoundError:
+            raise UserError(f"{name} does not exist: restore the file or take it out of the data.") from None
+        except OSError as error:
+            raise UserError(f"{name} could not be read: {first_line(error)}.") from None
+    return open_image(encoded, name)
 
 
 def rgb_pixels(image: Image.Image, name: str) -> np.ndarray:
