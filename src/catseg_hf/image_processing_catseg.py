@@ -500,13 +500,14 @@ def _most_probable_class(logits: torch.Tensor, size: tuple[int, int]) -> tuple[t
     pixels = size[0] * size[1] + 2 * logits.shape[-2] * logits.shape[-1]
     best = torch.full(size, -1.0, device=logits.device)
     segmentation = torch.zeros(size, dtype=torch.int64, device=logits.device)
-    index = 0
+    first = 0
     for chunk in logits.detach().split(max(1, _MAX_CHUNK_BYTES // (4 * pixels))):
-        for scores in _resize_bilinear(chunk.float().sigmoid() * _PROBABILITY_SCALE, size):
-            # Strictly greater: of equal classes the first stays, as in an arg max over all of them.
-            segmentation.masked_fill_(scores > best, index)
-            torch.maximum(best, scores, out=best)
-            index += 1
+        # The first of equal classes, here as in the comparison with those before.
+        scores, classes = _resize_bilinear(chunk.float().sigmoid() * _PROBABILITY_SCALE, size).max(dim=0)
+        is_better = scores > best
+        segmentation = torch.where(is_better, classes + first, segmentation)
+        best = torch.where(is_better, scores, best)
+        first += len(chunk)
     return segmentation, best / _PROBABILITY_SCALE
 
 
