@@ -1,5 +1,6 @@
 """SIGTERM, which schedulers send before they take a machine away, and Ctrl-C."""
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -9,6 +10,8 @@ from accelerate import Accelerator
 
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# Of a worker, after the process that it works for.
+SECONDS_BETWEEN_LOOKS = 1.0
 
 
 class TerminationNotice:
@@ -58,14 +61,18 @@ class TerminationNotice:
 
 def shield_worker(worker_id: int):
     """For a loader's workers: a signal to all processes must not take the images of the last step away. Workers end
-    when the process that they work for says so."""
+    when the process that they work for says so, or has ended itself, however it did."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # not on every system
+    if hasattr(signal, "sigtimedwait"):  # not on every system
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_wait_for_parent, daemon=True).start()
+        parent = multiprocessing.parent_process().pid
+        threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
 
 
-def _wait_for_parent():
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
+def _end_with_parent(parent: int):
+    # A worker that waits to hand over an image would never notice that nobody takes it any more.
+    while os.getppid() == parent:
+        received = signal.sigtimedwait({signal.SIGTERM}, SECONDS_BETWEEN_LOOKS)
+        if received is not None and received.si_pid == parent:
+            break
     os._exit(0)
