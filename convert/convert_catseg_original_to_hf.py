@@ -13,7 +13,6 @@ with a literal implementation before it appears under its name. If anything is w
 import argparse
 import ctypes
 import gc
-import json
 import os
 import shutil
 import sys
@@ -27,7 +26,7 @@ from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
 
 from catseg_hf import CATSegConfig, CATSegForSemanticSegmentation, CATSegImageProcessorPil, CATSegProcessor
 from catseg_hf.errors import UserError, first_line
-from catseg_hf.files import built_aside, check_output_folder
+from catseg_hf.files import built_aside, check_output_folder, read_json
 from checkpoint_files import RELEASE, VARIANTS, download_checkpoint, open_checkpoint
 from model_card import model_card
 from openai_tokenizer import check_tokenizer, load_tokenizer
@@ -118,7 +117,7 @@ def read_config(path: str | os.PathLike) -> CATSegConfig:
         UserError: If the file is not the JSON of a [`CATSegConfig`].
     """
     try:
-        fields = json.loads(Path(path).read_text(encoding="utf-8"))
+        fields = read_json(path)
         if not isinstance(fields, dict) or fields.get("model_type", "catseg") != "catseg":
             raise UserError('it must be an object, with "model_type": "catseg" if it names one')
         return CATSegConfig.from_dict(fields)

@@ -194,19 +194,11 @@ def test_no_picture_is_overwritten(run, folder, tmp_path):
     assert all((folder / name).exists() for name in written)
 
 
-def test_nothing_half_written_stays(tmp_path):
-    def fail(file):
-        file.write(b"half")
-        raise KeyboardInterrupt
-
-    target = tmp_path / "folder" / "picture.png"
-    with pytest.raises(KeyboardInterrupt):
-        cli.write_file(target, fail)
-    assert names(target.parent) == []
-    cli.write_file(target, lambda file: file.write(b"whole"))
-    with pytest.raises(KeyboardInterrupt):
-        cli.write_file(target, fail)
-    assert names(target.parent) == ["picture.png"] and target.read_bytes() == b"whole"
+def test_faults_of_the_program_keep_their_traceback(run, folder, monkeypatch):
+    for function in ("find_pictures", "_choose_labels", "draw_label_map"):
+        with monkeypatch.context() as patch, pytest.raises(ValueError, match="invalid literal for int"):
+            patch.setattr(cli, function, lambda *arguments: int("oops"))
+            run(folder, labels="cat")
 
 
 @pytest.mark.parametrize(
@@ -244,7 +236,7 @@ def test_output_that_is_a_file(run, folder):
 def test_output_that_cannot_be_written(run, folder, tmp_path):
     (tmp_path / "out").mkdir(mode=0o500)
     code, printed, _ = run(folder, labels="cat")
-    assert code == 2 and "could not be written" in printed.err
+    assert code == 2 and "Could not write" in printed.err
 
 
 @pytest.mark.parametrize(
@@ -287,6 +279,28 @@ def test_a_console_that_cannot_encode_names_and_labels(checkpoint, tmp_path, mon
     assert rb"caf\xe9 \U0001f431.png: " in outputs["stdout"].buffer.getvalue()
     assert rb"no such \U0001f431.png" in outputs["stderr"].buffer.getvalue()
     assert names(tmp_path / "out") == ["café \N{CAT FACE}_labels.png", "café \N{CAT FACE}_overlay.png", "summary.json"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere every name is text")
+def test_names_that_are_no_text(run, folder, tmp_path):
+    os.rename(folder / "second.JPG", os.fsencode(folder) + b"/caf\xe9.jpg")
+    os.rename(folder / "notes.txt", os.fsencode(folder) + b"/\xff.png")
+    code, printed, summary = run(folder, os.fsdecode(b"no such \xe8.png"), labels="cat")
+    assert code == 1 and "caf\\udce9.jpg: cat" in printed.out
+    assert "\\udcff.png' could not be read" in printed.err and "no such \\udce8.png' could not" in printed.err
+    written = {os.fsencode(name) for name in names(tmp_path / "out")}
+    assert {b"caf\xe9_labels.png", b"caf\xe9_overlay.png"} < written
+    (record,) = [record for record in summary["pictures"] if record["labels"] != "first_labels.png"]
+    assert os.fsencode(record["labels"]) == b"caf\xe9_labels.png"
+
+
+def test_a_folder_that_cannot_be_read(run, folder, monkeypatch):
+    def listdir(path):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(os, "listdir", listdir)
+    code, printed, _ = run(folder, labels="cat")
+    assert code == 1 and f"catseg-hf: The folder {str(folder)!r} cannot be read: Permission denied." in printed.err
 
 
 def test_own_results_are_not_segmented_again(run, folder):

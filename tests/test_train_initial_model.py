@@ -114,11 +114,6 @@ def test_vocabulary_of_a_file(content, tmp_path):
     assert read_vocabulary(str(tmp_path / "classes.json")) == ["cat", "sofa"]
 
 
-def test_vocabulary_with_a_byte_order_mark(tmp_path):
-    (tmp_path / "classes.json").write_text('["cat", "sofa"]', encoding="utf-8-sig")
-    assert read_vocabulary(str(tmp_path / "classes.json")) == ["cat", "sofa"]
-
-
 def test_vocabulary_by_name():
     assert read_vocabulary("ade20k_150") == load_vocabulary("ade20k_150")
 

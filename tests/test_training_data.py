@@ -267,6 +267,18 @@ def test_names_that_are_no_text_are_printable(paired_folder, load, refusal, capl
     assert "caf\\xe9.png" in message and message.encode("utf-8")
 
 
+def test_folders_that_cannot_be_read_are_named(paired_folder, refusal, monkeypatch):
+    unreadable = paired_folder / "images" / "val" / "subfolder"
+
+    def scandir(folder, scandir=os.scandir):
+        if folder == str(unreadable):
+            raise PermissionError(13, "Permission denied", folder)
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert f"The folder {unreadable} cannot be read (Permission denied)" in refusal(paired_folder, "val")
+
+
 IMAGE = datasets.Image()
 GRID = datasets.List(datasets.List(datasets.Value("uint16")))
 
@@ -396,7 +408,7 @@ def test_imagefolder_with_metadata(load, refusal, tmp_path, streaming):
     dataset = load(tmp_path / "folder", "validation", streaming=streaming)
     check_rows(dataset, images, labels)
     (tmp_path / "folder" / "validation" / "masks" / "0.png").write_bytes(b"")
-    with pytest.raises(ValueError, match="masks/0.png is truncated"):
+    with pytest.raises(ValueError, match="masks/0.png could not be read"):
         read_example(next(iter(dataset)), 847, 65535)
     assert "split 'test'" in refusal(tmp_path / "folder", "test", streaming=streaming)
 
@@ -565,9 +577,9 @@ def test_errors_name_the_file(coco_stuff, load, tmp_path):
     root = Path(shutil.copytree(coco_stuff, tmp_path / "bad"))
     path = sorted((root / "images" / "train2017").iterdir())[3]
     path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(ValueError, match=f"{path.name} is truncated"):
+    with pytest.raises(ValueError, match=f"{path.name} could not be read"):
         training_crops(load(root))[(0, 3)]
-    with pytest.raises(ValueError, match=f"{path.name} is truncated"):
+    with pytest.raises(ValueError, match=f"{path.name} could not be read"):
         list(streaming_crops(load(root, streaming=True)))
 
 

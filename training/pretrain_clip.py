@@ -5,11 +5,11 @@ Pretrains the small CLIP of the emoji world on scenes and their captions.
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 from catseg_hf.errors import UserError
+from catseg_hf.files import read_json
 from catseg_training.world.glyphs import FONT_FILE, EmojiFont, GlyphCache
 from catseg_training.world.pretraining import Phase, PretrainingConfig, pretrain
 
@@ -29,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--validation_steps", type=int, default=100)
     options = parser.parse_args(arguments)
     try:
-        recipe = json.loads(options.recipe.read_text())
+        recipe = read_json(options.recipe)
         phases = [
             Phase(**{**phase, "num_scenes": round(options.scenes * phase["num_scenes"])})
             for phase in recipe.pop("phases")

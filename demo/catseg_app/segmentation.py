@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from catseg_hf import EMBEDDED_MODEL
-from catseg_hf.cli import CommandError, load_segmenter
+from catseg_hf.cli import load_segmenter
 from catseg_hf.errors import UserError
 from catseg_hf.image_io_catseg import open_image
 from catseg_hf.pipeline_catseg import OpenVocabularySegmentationPipeline, read_picture
@@ -60,10 +60,7 @@ def load_model(model: str) -> OpenVocabularySegmentationPipeline:
     Raises:
         UserError: If it cannot be loaded or is not CAT-Seg.
     """
-    try:
-        return load_segmenter(model)
-    except CommandError as error:
-        raise UserError(str(error)) from error
+    return load_segmenter(model)
 
 
 def find_model(name: str, offered: list[str]) -> str:

@@ -10,19 +10,21 @@ import os
 import sys
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from glob import glob, has_magic
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 from urllib.parse import unquote, urlparse
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from PIL import Image, PngImagePlugin
 from tqdm.auto import tqdm
 from transformers import AutoConfig, pipeline
 
+from .errors import UNREADABLE_CHECKPOINT, UserError, first_line
+from .files import replaced_file
 from .pipeline_catseg import OpenVocabularySegmentationPipeline, read_picture, split_labels
 from .remote_code_catseg import OPEN_VOCABULARY_TASK
 from .video import DEFAULT_SMOOTHING, DamagedVideoError, legend_path, segment_video
@@ -36,10 +38,6 @@ EMBEDDED_MODEL = str(Path(__file__).with_name("embedded_model"))
 RESULT_MARK = "catseg-hf segment"  # in every result, which is thereby known from a picture
 
 
-class CommandError(Exception):
-    """What stops the command, in one sentence."""
-
-
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line and returns its exit code: 0, 1 if pictures or parts of a video could not be read, 2 for
     wrong arguments."""
@@ -49,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     try:
         return arguments.command(arguments)
-    except CommandError as error:
+    except UserError as error:
         print(f"catseg-hf: error: {error}", file=sys.stderr)
         return 2
 
@@ -125,24 +123,19 @@ def segment_pictures(arguments: argparse.Namespace) -> int:
     pictures, failures = find_pictures(arguments.images)
     if pictures:
         if arguments.output.exists() and not arguments.output.is_dir():
-            raise CommandError(f"The output {str(arguments.output)!r} is a file, but a folder is needed.")
+            raise UserError(f"The output {str(arguments.output)!r} is a file, but a folder is needed.")
         segmenter = load_segmenter(arguments.model, arguments.device, arguments.dtype)
-        try:
-            labels = _choose_labels(segmenter, arguments)
-            records = _segment_each(segmenter, pictures, labels, failures, arguments)
-            summary = {
-                "model": arguments.model,
-                "labels": labels,
-                "threshold": arguments.threshold,
-                "pictures": records,
-                "unreadable": [{"picture": picture, "error": error} for picture, error in failures],
-            }
-            text = json.dumps(summary, indent=2) + "\n"
-            write_file(arguments.output / "summary.json", lambda file: file.write(text.encode()))
-        except OSError as error:
-            raise CommandError(f"The results could not be written to {str(arguments.output)!r}: {error}.") from error
-        except ValueError as error:
-            raise CommandError(str(error)) from error
+        labels = _choose_labels(segmenter, arguments)
+        records = _segment_each(segmenter, pictures, labels, failures, arguments)
+        summary = {
+            "model": arguments.model,
+            "labels": labels,
+            "threshold": arguments.threshold,
+            "pictures": records,
+            "unreadable": [{"picture": picture, "error": error} for picture, error in failures],
+        }
+        with replaced_file(arguments.output / "summary.json") as file:
+            file.write_text(json.dumps(summary, indent=2) + "\n")
         print(f"Segmented {len(records)} picture{'s' * (len(records) != 1)} into {arguments.output}")
     for _, error in failures:
         print(f"catseg-hf: {error}", file=sys.stderr)
@@ -169,8 +162,6 @@ def segment_clip(arguments: argparse.Namespace) -> int:
     except DamagedVideoError as error:
         print(f"catseg-hf: error: {error}", file=sys.stderr)
         return 1
-    except ValueError as error:
-        raise CommandError(str(error)) from error
     shares = {labels[index]: share for index, share in summary.shares.items() if index >= 0}
     print(f"{arguments.video}: {_list_largest(shares)}")
     print(
@@ -191,7 +182,11 @@ def find_pictures(arguments: list[str]) -> tuple[list[str], list[tuple[str, str]
         if argument.startswith(("http://", "https://")):
             found = [argument]
         elif os.path.isdir(argument):
-            names = sorted(name for name in os.listdir(argument) if Path(name).suffix.lower() in extensions)
+            try:
+                names = sorted(name for name in os.listdir(argument) if Path(name).suffix.lower() in extensions)
+            except OSError as error:
+                failures.append((argument, f"The folder {argument!r} cannot be read: {error.strerror}."))
+                continue
             found = [os.path.join(argument, name) for name in names]
             found = [path for path in found if os.path.isfile(path) and not _is_result(path)]
             if not found:
@@ -216,7 +211,7 @@ def load_segmenter(
     The pipeline of a checkpoint, a folder or a Hub id.
 
     Raises:
-        CommandError: If it cannot be loaded or is not CAT-Seg.
+        UserError: If it cannot be loaded or is not CAT-Seg.
     """
     if model == EMBEDDED_MODEL:
         print(
@@ -225,13 +220,15 @@ def load_segmenter(
             file=sys.stderr,
         )
     try:
-        model_type = AutoConfig.from_pretrained(model).model_type
-        if model_type == "catseg":
-            return pipeline(OPEN_VOCABULARY_TASK, model=model, device=device, dtype=dtype)
-    except Exception as error:
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise CommandError(f"The model {model!r} could not be loaded: {reason}") from error
-    raise CommandError(f"The model {model!r} is of type {model_type!r}, but a CAT-Seg checkpoint is needed.")
+        config = AutoConfig.from_pretrained(model)
+    except (*UNREADABLE_CHECKPOINT, ValueError, StrictDataclassError) as error:
+        raise UserError(f"The model {model!r} could not be loaded: {first_line(error)}.") from error
+    if config.model_type != "catseg":
+        raise UserError(f"The model {model!r} is of type {config.model_type!r}, but a CAT-Seg checkpoint is needed.")
+    try:
+        return pipeline(OPEN_VOCABULARY_TASK, model=model, device=device, dtype=dtype)
+    except UNREADABLE_CHECKPOINT as error:
+        raise UserError(f"The model {model!r} could not be loaded: {first_line(error)}.") from error
 
 
 def draw_label_map(segmentation: torch.Tensor, num_labels: int, has_gaps: bool) -> tuple[Image.Image, int | None]:
@@ -255,18 +252,6 @@ def draw_label_map(segmentation: torch.Tensor, num_labels: int, has_gaps: bool) 
         colors = [class_color(index) for index in range(num_labels)] + [(0, 0, 0)] * (256 - num_labels)
         label_map.putpalette([channel for color in colors for channel in color])
     return label_map, no_class if has_gaps else None
-
-
-def write_file(path: Path, write: Callable[[BinaryIO], Any]):
-    """Writes a file that appears under its name only once it is complete; makes its folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(unfinished, "wb") as file:
-            write(file)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _choose_labels(segmenter: OpenVocabularySegmentationPipeline, arguments: argparse.Namespace) -> list[str]:
@@ -294,7 +279,7 @@ def _segment_each(
             for picture in pictures:
                 try:
                     pixels = read_picture(picture, segmenter.processor.image_processor)
-                except ValueError as error:
+                except UserError as error:
                     failures.append((picture, str(error)))
                     progress.update()
                     continue
@@ -339,7 +324,8 @@ def _write_result(
         target = path.with_name(f"{path.name}_{kind}.png")
         mark = PngImagePlugin.PngInfo()
         mark.add_text("Software", RESULT_MARK)
-        write_file(target, partial(picture.save, format="PNG", pnginfo=mark))
+        with replaced_file(target) as file:
+            picture.save(file, format="PNG", pnginfo=mark)
         files[kind] = target.name
     shares = {index: share for index, share in area_shares(result["segmentation"]).items() if index >= 0}
     segments = [

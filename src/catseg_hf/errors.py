@@ -1,5 +1,11 @@
 """What is the user's to mend, and how errors are worded."""
 
+from safetensors import SafetensorError
+
+
+# What loading a checkpoint raises for files that are missing, damaged or of something else.
+UNREADABLE_CHECKPOINT = (OSError, RuntimeError, KeyError, SafetensorError)
+
 
 class UserError(ValueError):
     """

@@ -1,10 +1,13 @@
-"""Files and folders that are seen whole or not at all: made aside, in the same folder, and renamed when complete."""
+"""Files and folders: what is written is seen whole or not at all, made aside in the same folder and renamed when
+complete."""
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from .errors import UserError, first_line
 
@@ -13,6 +16,11 @@ try:
     import fcntl
 except ImportError:  # Windows: two runs into the same folder are then not kept apart
     fcntl = None
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """What a JSON file holds, in UTF-8 with a byte order mark or without."""
+    return json.loads(Path(path).read_text(encoding="utf-8-sig"))
 
 
 def aside_of(path: Path) -> Path:
@@ -36,7 +44,8 @@ def explained_write_errors(path: str | os.PathLike) -> Iterator[None]:
 @contextmanager
 def replaced_file(path: str | os.PathLike) -> Iterator[Path]:
     """
-    A file to write, which takes the place of `path` when the block ends and is removed if it fails.
+    A file to write, which takes the place of `path` when the block ends and is removed if it fails. Its folder is made
+    where it is missing.
 
     Raises:
         UserError: If it cannot be written.
@@ -44,6 +53,7 @@ def replaced_file(path: str | os.PathLike) -> Iterator[Path]:
     path = Path(path)
     aside = aside_of(path)
     with explained_write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield aside
             synchronise(aside)

@@ -44,7 +44,7 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         kwargs: Arguments of [`Pipeline`], and defaults for those of [`~OpenVocabularySegmentationPipeline.__call__`].
 
     Raises:
-        ValueError: If the model is not CAT-Seg, or the processor is missing.
+        UserError: If the model is not CAT-Seg, or the processor is missing.
 
     Example:
 
@@ -66,12 +66,12 @@ class OpenVocabularySegmentationPipeline(Pipeline):
     def __init__(self, model, processor=None, **kwargs):
         model_type = getattr(getattr(model, "config", None), "model_type", None)
         if model_type != "catseg" or not hasattr(model, "decoder"):
-            raise ValueError(
+            raise UserError(
                 f"The model is a {type(model).__name__} (model type {model_type!r}), but only "
                 "CATSegForSemanticSegmentation is accepted: load a CAT-Seg checkpoint."
             )
         if not hasattr(processor, "encode_vocabulary"):
-            raise ValueError(
+            raise UserError(
                 f"The processor is a {type(processor).__name__}, but a CATSegProcessor is needed: pass "
                 "`processor=AutoProcessor.from_pretrained(...)` of the same checkpoint."
             )
@@ -135,14 +135,14 @@ class OpenVocabularySegmentationPipeline(Pipeline):
               (resized to the image it would take 4 * T * H * W bytes).
 
         Raises:
-            ValueError: For a picture that cannot be read; no labels, too many, or what
+            UserError: For a picture that cannot be read; no labels, too many, or what
                 [`CATSegProcessor.encode_vocabulary`] refuses; a threshold that is not between 0 and 1; another number
                 of prompt templates than the model's; a mask generator that gives no masks of booleans.
         """
         if candidate_labels is not None:
             kwargs["candidate_labels"] = candidate_labels
         if image is None:
-            raise ValueError("No picture was given: pass a path, a URL, a PIL image, an array or a tensor.")
+            raise UserError("No picture was given: pass a path, a URL, a PIL image, an array or a tensor.")
         if isinstance(image, list | tuple):
             # The base class looks at the first of them.
             return super().__call__(list(image), **kwargs) if len(image) else []
@@ -182,7 +182,7 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         if threshold is not None:
             is_number = isinstance(threshold, Real) and not isinstance(threshold, bool)
             if not is_number or not 0 <= threshold <= 1:
-                raise ValueError(f"`threshold` must be a probability between 0 and 1, got {threshold!r}.")
+                raise UserError(f"`threshold` must be a probability between 0 and 1, got {threshold!r}.")
             postprocess_kwargs["threshold"] = threshold
         if return_segmentation_map is not None:
             postprocess_kwargs["return_segmentation_map"] = return_segmentation_map
@@ -287,7 +287,7 @@ class OpenVocabularySegmentationPipeline(Pipeline):
             processor = type(processor)(processor.image_processor, processor.tokenizer, prompt_templates)
         num_templates, num_prompts = len(processor.prompt_templates), self.model.config.num_prompts
         if num_templates != num_prompts:
-            raise ValueError(
+            raise UserError(
                 f"There are {num_templates} prompt templates, but the model takes {num_prompts} for every label "
                 f"(`config.num_prompts`): pass {num_prompts} as `prompt_templates`."
             )
@@ -308,7 +308,7 @@ def read_picture(picture: Any, image_processor: Any, timeout: float | None = URL
         `torch.Tensor` of shape (3, H, W): RGB as uint8, or as float32 for a float array.
 
     Raises:
-        ValueError: If it cannot be read, with a sentence that names the picture.
+        UserError: If it cannot be read, with a sentence that names the picture.
     """
     name = f"The image of type {type(picture).__name__}"
     try:
@@ -364,21 +364,21 @@ def split_labels(candidate_labels: str | Iterable[str]) -> list[str]:
     The list of labels that `candidate_labels` of [`OpenVocabularySegmentationPipeline`] stand for.
 
     Raises:
-        ValueError: If there are none, too many, or they are no collection of labels.
+        UserError: If there are none, too many, or they are no collection of labels.
     """
     if isinstance(candidate_labels, str):
         labels = [label.strip() for label in candidate_labels.split(",") if label.strip()]
     elif isinstance(candidate_labels, Iterable):
         labels = list(candidate_labels)
     else:
-        raise ValueError(
+        raise UserError(
             f"`candidate_labels` is {candidate_labels!r}, but a list of labels, or a string of labels separated by "
             "commas, is needed."
         )
     if not labels:
-        raise ValueError("`candidate_labels` has no labels: name at least one class to look for.")
+        raise UserError("`candidate_labels` has no labels: name at least one class to look for.")
     if len(labels) > MAX_LABELS:
-        raise ValueError(
+        raise UserError(
             f"`candidate_labels` has {len(labels)} labels, but at most {MAX_LABELS} are accepted, since all of them "
             "are segmented together: leave labels out."
         )

@@ -10,6 +10,7 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.tokenization_utils_base import LARGE_INTEGER
 from transformers.utils import TensorType
 
+from .errors import UserError
 from .remote_code_catseg import PROCESSOR_AUTO_MAP
 
 
@@ -31,7 +32,7 @@ class CATSegProcessor(ProcessorMixin):
             processor.
 
     Raises:
-        `ValueError`: for no templates, or one that does not hold exactly one `{}` and no other brace.
+        `UserError`: for no templates, or one that does not hold exactly one `{}` and no other brace.
     """
 
     _auto_class = "AutoProcessor"
@@ -79,16 +80,16 @@ class CATSegProcessor(ProcessorMixin):
             and `input_ids` of shape (T, L) for one prompt template, (T, P, L) for several; no attention mask.
 
         Raises:
-            `ValueError`: when neither pictures nor a vocabulary are given, maps without pictures, other arguments for
+            `UserError`: when neither pictures nor a vocabulary are given, maps without pictures, other arguments for
             the tokenizer, or what the image processor and `encode_vocabulary` refuse.
         """
         if images is None and text is None:
-            raise ValueError("Neither `images` nor `text` was given: pass pictures, a vocabulary (labels), or both.")
+            raise UserError("Neither `images` nor `text` was given: pass pictures, a vocabulary (labels), or both.")
         if images is None and segmentation_maps is not None:
-            raise ValueError("`segmentation_maps` were given without `images`: pass the pictures they belong to.")
+            raise UserError("`segmentation_maps` were given without `images`: pass the pictures they belong to.")
         kwargs = self._merge_kwargs(**kwargs)
         if refused := sorted(set(kwargs["text_kwargs"]) - {"padding", "truncation", "return_tensors"}):
-            raise ValueError(f"The tokenizer arguments {refused} are not accepted: leave them out.")
+            raise UserError(f"The tokenizer arguments {refused} are not accepted: leave them out.")
         data = {}
         if images is not None:
             images_kwargs = kwargs["images_kwargs"] | {"return_tensors": return_tensors}
@@ -112,7 +113,7 @@ class CATSegProcessor(ProcessorMixin):
             to the longest prompt, L.
 
         Raises:
-            `ValueError`: for no labels; a label that is not a string, is blank or occurs twice; a prompt of more
+            `UserError`: for no labels; a label that is not a string, is blank or occurs twice; a prompt of more
             tokens than CLIP takes.
         """
         labels = [labels] if isinstance(labels, str) else list(labels)
@@ -126,7 +127,7 @@ class CATSegProcessor(ProcessorMixin):
         max_length = max_length if max_length < LARGE_INTEGER else CLIP_MAX_LENGTH
         for index, ids in enumerate(token_ids):
             if len(ids) > max_length:
-                raise ValueError(
+                raise UserError(
                     f"The prompt for label {labels[index // len(self.prompt_templates)]!r} has {len(ids)} tokens, but "
                     f"at most {max_length} are accepted: shorten the label or the prompt template."
                 )
@@ -145,10 +146,10 @@ class CATSegProcessor(ProcessorMixin):
 def _check_templates(templates: str | Iterable[str]) -> list[str]:
     templates = [templates] if isinstance(templates, str) else list(templates)
     if not templates:
-        raise ValueError("`prompt_templates` is empty: pass at least one sentence with a {}.")
+        raise UserError("`prompt_templates` is empty: pass at least one sentence with a {}.")
     for template in templates:
         if not isinstance(template, str) or template.count("{}") != 1 or set("{}") & set(template.replace("{}", "")):
-            raise ValueError(
+            raise UserError(
                 f"The prompt template {template!r} is not accepted: pass a string with exactly one {{}} and no other "
                 "brace."
             )
@@ -158,19 +159,19 @@ def _check_templates(templates: str | Iterable[str]) -> list[str]:
 def _first_synonyms(labels: list[str]) -> list[str]:
     """The first synonym of every label, after a check of the vocabulary."""
     if not labels:
-        raise ValueError("The vocabulary is empty: pass at least one label.")
+        raise UserError("The vocabulary is empty: pass at least one label.")
     seen: dict[str, int] = {}
     names = []
     for index, label in enumerate(labels):
         if not isinstance(label, str):
-            raise ValueError(f"Label {index} is {label!r}, but only strings are accepted: pass class names.")
+            raise UserError(f"Label {index} is {label!r}, but only strings are accepted: pass class names.")
         name = label.split(",")[0].strip()
         if not name:
-            raise ValueError(
+            raise UserError(
                 f"Label {index} is {label!r}, which has a blank first synonym: pass a name, or leave the label out."
             )
         if label in seen:
-            raise ValueError(
+            raise UserError(
                 f"Label {label!r} occurs twice (places {seen[label]} and {index}), but labels must differ: keep one."
             )
         seen[label] = index

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from .coco_stuff_catseg import COCO_STUFF_LABELS
+from .errors import UserError
 
 
 VOCABULARIES = (
@@ -31,10 +32,10 @@ def load_vocabulary(name: str) -> list[str]:
         `list[str]`: A new list. A name "a, b" lists synonyms, of which prompts take the first.
 
     Raises:
-        ValueError: If there is no vocabulary of that name.
+        UserError: If there is no vocabulary of that name.
     """
     if name not in VOCABULARIES:
-        raise ValueError(f"There is no vocabulary {name!r}: choose one of {', '.join(VOCABULARIES)}.")
+        raise UserError(f"There is no vocabulary {name!r}: choose one of {', '.join(VOCABULARIES)}.")
     if name == "coco_stuff_171":
         return list(COCO_STUFF_LABELS)
     path = Path(__file__).with_name("vocabulary_files") / f"{name}.json"

@@ -2,13 +2,13 @@
 
 import argparse
 import dataclasses
-import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from catseg_hf import VOCABULARIES
+from catseg_hf.files import read_json
 
 from .data.examples import LABEL_IDS
 from .evaluation import METRICS
@@ -85,7 +85,7 @@ def share(text: str) -> float:
 def json_object(text: str) -> dict[str, Any]:
     """An argparse type: the object in a JSON file."""
     try:
-        value = json.loads(Path(text).read_text(encoding="utf-8"))
+        value = read_json(text)
     except (OSError, ValueError) as error:
         raise argparse.ArgumentTypeError(f"{text} is no JSON file ({error})") from None
     if not isinstance(value, dict):

@@ -1,7 +1,6 @@
 """The model and processor that a run starts from: a CAT-Seg checkpoint, or CLIP with a fresh aggregator."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoTokenizer, CLIPModel, CLIPTextConfig, PreTrainedConfig, PreTrainedTokenizerBase
 
@@ -22,7 +20,8 @@ from catseg_hf import (
     load_vocabulary,
 )
 from catseg_hf.configuration_catseg import guidance_layers_by_depth
-from catseg_hf.errors import UserError, first_line
+from catseg_hf.errors import UNREADABLE_CHECKPOINT, UserError, first_line
+from catseg_hf.files import read_json
 
 from .lora import ADAPTER_CONFIG
 
@@ -31,8 +30,6 @@ from .lora import ADAPTER_CONFIG
 FEATURE_SIZE = 24
 FRESH_VOCABULARY = "coco_stuff_171"
 LARGEST_LABEL = 65535
-# What loading raises for files that are missing, damaged or of something else.
-UNREADABLE = (OSError, RuntimeError, KeyError, SafetensorError)
 
 
 def load_checkpoint(
@@ -58,7 +55,7 @@ def load_checkpoint(
         # The protocol's, whether torchvision is installed or not: a model's scores must not depend on that.
         processor.image_processor = CATSegImageProcessorPil.from_pretrained(name, token=token)
         return model, processor
-    except UNREADABLE as error:
+    except UNREADABLE_CHECKPOINT as error:
         raise UserError(
             f"Could not load the checkpoint {name!r}: {first_line(error)}. Give a converted CAT-Seg checkpoint to "
             f"{option}."
@@ -90,7 +87,7 @@ def build_from_clip(
         clip = CLIPModel.from_pretrained(name, dtype=torch.float32, token=token)
         tokenizer = AutoTokenizer.from_pretrained(name, token=token)
         _check_tokenizer(tokenizer, clip.config.text_config)
-    except UNREADABLE as error:
+    except UNREADABLE_CHECKPOINT as error:
         raise UserError(
             f"Could not load the CLIP checkpoint {name!r}: {first_line(error)}. Give a CLIP with its tokenizer, such "
             "as openai/clip-vit-base-patch16, to --clip_model_name_or_path."
@@ -129,7 +126,7 @@ def read_vocabulary(name: str) -> list[str]:
     if name in VOCABULARIES:
         return load_vocabulary(name)
     try:
-        names = json.loads(Path(name).read_text(encoding="utf-8-sig"))  # with a byte order mark or without
+        names = read_json(name)
         if isinstance(names, dict):
             id2label = {int(index): label for index, label in names.get("id2label", names).items()}
             names = [id2label[index] for index in range(len(id2label))]

@@ -1,6 +1,5 @@
 """The annotations of PASCAL Context's `trainval_merged.json`: segments as COCO's run-length codes."""
 
-import json
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from catseg_hf.errors import UserError
+from catseg_hf.files import read_json
 
 from .description import BenchmarkError
 
@@ -26,7 +26,7 @@ class ContextAnnotations:
 
     def __init__(self, path: Path, phase: str = "val"):
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
             self._images = {
                 image["file_name"].rsplit(".", 1)[0]: image for image in content["images"] if image["phase"] == phase
             }

@@ -1,6 +1,5 @@
 """What there is to know about a benchmark, in one place; and such descriptions from a user's JSON file."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,6 +10,7 @@ import numpy as np
 
 from catseg_hf import VOCABULARIES, load_vocabulary
 from catseg_hf.errors import UserError
+from catseg_hf.files import read_json
 
 
 MAX_ID = 65535
@@ -113,7 +113,7 @@ def read_description(path: Path) -> Benchmark:
         BenchmarkError: If the file cannot be read or a value is not accepted; names the file, the key and the value.
     """
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        values = read_json(path)
     except (OSError, ValueError) as error:
         raise BenchmarkError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(values, dict):

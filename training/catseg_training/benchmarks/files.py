@@ -74,7 +74,7 @@ def _first(root: Path, places: tuple[str, ...]) -> Path | None:
 
 def _paired(benchmark: Benchmark, images: Path, labels: Path, id_list: Path | None) -> list[ImageFiles]:
     if id_list is not None:
-        places = id_list.read_text(encoding="utf-8").split()
+        places = id_list.read_text(encoding="utf-8-sig").split()
     elif benchmark.own_id_list is not None:
         listed = Path(__file__).with_name("data").joinpath(benchmark.own_id_list).read_text().split()
         places = [name for name in listed if (labels / f"{name}{benchmark.label_suffix}").exists()]
@@ -98,9 +98,13 @@ def _paired(benchmark: Benchmark, images: Path, labels: Path, id_list: Path | No
 
 def _places(folder: Path, suffix: str) -> set[str]:
     """Where in a folder and its subfolders there are files with the suffix, which is left out."""
+
+    def refuse(error: OSError):
+        raise BenchmarkError(f"The folder {error.filename} cannot be read: {error.strerror}.")
+
     return {
         Path(parent, file).relative_to(folder).as_posix().removesuffix(suffix)
-        for parent, _, files in os.walk(folder, followlinks=True)
+        for parent, _, files in os.walk(folder, onerror=refuse, followlinks=True)
         for file in files
         if file.endswith(suffix) and not file.startswith(".")
     }

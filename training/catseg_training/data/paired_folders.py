@@ -57,7 +57,7 @@ def matched_pairs(image_folder: Path, label_folder: Path) -> list[Pair]:
     picture are left out with a warning.
 
     Raises:
-        UserError: If there is no picture, pictures have no label, or a name is not text.
+        UserError: If there is no picture, pictures have no label, a name is not text, or a folder cannot be read.
     """
     images, labels = files_by_name(image_folder, IMAGE_SUFFIXES), label_files(label_folder)
     if not images:
@@ -96,7 +96,8 @@ def files_by_name(folder: Path, suffixes: tuple[str, ...]) -> dict[str, Path]:
     ones, folders of tools and links back to a folder they lie in are left out.
 
     Raises:
-        UserError: If two files differ in nothing but the suffix or the Unicode normal form.
+        UserError: If two files differ in nothing but the suffix or the Unicode normal form, or a folder cannot be
+            read.
     """
     files: dict[str, Path] = {}
     for parent, file in _walk(str(folder), ()):
@@ -118,8 +119,13 @@ def _walk(folder: str, ancestors: tuple[Path, ...]) -> Iterator[tuple[str, str]]
     place = Path(os.path.realpath(folder))
     if any(ancestor.is_relative_to(place) for ancestor in ancestors):
         return
-    with os.scandir(folder) as entries:
-        kept = [entry for entry in entries if not _is_of_tools(entry.name)]
+    try:
+        with os.scandir(folder) as entries:
+            kept = [entry for entry in entries if not _is_of_tools(entry.name)]
+    except OSError as error:
+        raise UserError(
+            f"The folder {printable(folder)} cannot be read ({error.strerror}): make it readable or take it out."
+        ) from None
     for entry in kept:
         if entry.is_dir():
             yield from _walk(entry.path, (*ancestors, place))
