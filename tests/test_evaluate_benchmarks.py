@@ -28,7 +28,7 @@ from catseg_training.benchmarks.files import find_files
 from catseg_training.benchmarks.images import BenchmarkImages
 from catseg_training.benchmarks.predictors import ModelPredictor
 from catseg_training.benchmarks.published import find_benchmark
-from catseg_training.inference import Views
+from catseg_training.views import View, Views
 from tiny_training import save_checkpoint
 
 
@@ -80,9 +80,10 @@ def results_in(folder: Path) -> dict:
     return json.loads((folder / "results.json").read_text())
 
 
-def predictor_of(model, processor, views=None, batch_size=1, num_workers=0) -> ModelPredictor:
+def predictor_of(model, processor, views=None, batch_size=1, num_workers=0, exact=True) -> ModelPredictor:
     views = views or Views(sliding_window=False)
-    return ModelPredictor(model, processor, "model", torch.device("cpu"), "no", views, batch_size, num_workers)
+    device = torch.device("cpu")
+    return ModelPredictor(model, processor, "model", device, "no", views, batch_size, num_workers, exact)
 
 
 def brute_force(pairs: list[tuple[np.ndarray, np.ndarray]], num_classes: int, ignore_index: int) -> dict:
@@ -322,6 +323,41 @@ def test_counts_do_not_depend_on_batches(batch_size, num_workers, order, own, co
     np.testing.assert_array_equal(matrix, counted)
 
 
+class Rounding(torch.nn.Module):
+    """A model that may round batches in another way than single images, and notes how many images it gets."""
+
+    def __init__(self, model: torch.nn.Module, margin: float):
+        super().__init__()
+        self.model = model
+        self.margin = margin
+        self.set_vocabulary = model.set_vocabulary
+        self.batch_sizes = []
+
+    def forward(self, pixel_values, **inputs):
+        self.batch_sizes.append(len(pixel_values))
+        logits = torch.cat([self.model(pixels[None], **inputs).logits for pixels in pixel_values])
+        logits[:, 1] += self.margin * (len(pixel_values) - 1)
+        return SimpleNamespace(logits=logits)
+
+
+@pytest.mark.parametrize(
+    "margin, exact, batch_sizes",
+    [
+        (0.0, True, [1, 1, 1, 3, 3, 1]),  # the first batch is tried, and those behind it go together
+        (1e-6, True, [1, 1, 1, 3, 1, 1, 1, 1]),
+        (1.0, True, [1, 1, 1, 3, 1, 1, 1, 1]),
+        (1.0, False, [3, 3, 1]),
+    ],
+)
+def test_batches_of_the_model(margin, exact, batch_sizes, own, counted, loaded, accelerator, tmp_path, monkeypatch):
+    """Images of several sizes go together where they get the bits that they get alone."""
+    monkeypatch.setattr(evaluation, "NUM_DRAWN", 0)
+    model = Rounding(loaded[0], margin)
+    matrix = count(own, (model, loaded[1]), accelerator, tmp_path / "batches", batch_size=3, exact=exact)
+    assert model.batch_sizes == batch_sizes
+    assert np.array_equal(matrix, counted) == exact
+
+
 class Interrupted(Exception):
     pass
 
@@ -469,31 +505,72 @@ def test_predictions_of_another_model(roots, tmp_path, without_pictures):
 
 @pytest.mark.parametrize("sliding_window", [True, False])
 def test_tta(sliding_window, loaded, own):
-    """Probabilities of three sizes and their mirror images are averaged."""
-    model, processor = loaded
+    """Probabilities of three scales and their mirror images, each predicted as an image of its own, are averaged."""
     benchmark = find_benchmark(str(own.file))
     images = BenchmarkImages(benchmark, find_files(benchmark, own.folder).files)
-    views = Views(sliding_window, scales=evaluate_benchmarks.TTA_SCALES, flip=True)
-    predictor = predictor_of(model, processor, views)
+    predictor = predictor_of(*loaded, Views(sliding_window, scales=evaluate_benchmarks.TTA_SCALES, flip=True))
     predictor.prepare(benchmark)
     (examples,) = predictor.batches(images, [3], evaluation.ALONE)
-    image = Image.fromarray(examples[0]["image"])
-    side = processor.image_processor.size["shortest_edge"]
-    total = 0
-    for scale in (0.75, 1, 1.25):
-        size = {"size": {"shortest_edge": round(scale * side), "longest_edge": round(scale * 256)}}
-        size = size if sliding_window else {"image_size": round(scale * 32)}
-        inputs = processor(images=image, sliding_window=sliding_window, **size)
-        for flip in (False, True):
-            pixels = {key: value.flip(-1) if flip else value for key, value in inputs.items()}
+    image = examples[0]["image"]
+    height, width = image.shape[:2]
+    assert (height, width) == (23, 24)
+
+    def probabilities(part: np.ndarray) -> torch.Tensor:
+        """Of the image and of its mirror image."""
+        model, processor = loaded
+        total = 0
+        for step in (1, -1):
+            picture = Image.fromarray(np.ascontiguousarray(part[:, ::step]))
+            inputs = processor(images=picture, sliding_window=sliding_window)
             with torch.inference_mode():
-                probabilities = model(**pixels, sliding_window=sliding_window).logits.sigmoid()
-            total = total + (probabilities.flip(-1) if flip else probabilities) / 6
-    resized = torch.nn.functional.interpolate(total, image.size[::-1], mode="bilinear")
-    best, second = resized[0].topk(2, dim=0).values
-    clear = (best - second > 1e-5).numpy()
+                logits = model(**inputs, sliding_window=sliding_window).logits
+            resized = torch.nn.functional.interpolate(logits.sigmoid(), part.shape[:2], mode="bilinear")[0]
+            total = total + resized.numpy()[..., ::step] / 2
+        return total
+
+    framed = np.full((round(height / 0.75), round(width / 0.75), 3), 128, np.uint8)
+    framed[:height, :width] = image
+    mean = probabilities(image) + probabilities(framed)[:, :height, :width]
+    rows, columns = round(height / 1.25), round(width / 1.25)
+    total, count = np.zeros_like(mean), np.zeros((height, width))
+    for top in (0, height - rows):
+        for left in (0, width - columns):
+            part = (slice(top, top + rows), slice(left, left + columns))
+            total[:, *part] += probabilities(image[part])
+            count[part] += 1
+    mean += total / count
+    second, best = np.sort(mean, axis=0)[-2:]
+    clear = best - second > 1e-4
     assert clear.mean() > 0.9
-    np.testing.assert_array_equal(examples[0]["prediction"][clear], resized[0].argmax(0).numpy()[clear])
+    np.testing.assert_array_equal(examples[0]["prediction"].numpy()[clear], mean.argmax(axis=0)[clear])
+
+
+@pytest.mark.parametrize("scale, parts", [(0.75, 1), (1.0, 1), (1.25, 4), (2.0, 4), (2.5, 9)])
+def test_scales(scale, parts):
+    """Together the parts of a scale cover the image, and each fills the model's input."""
+    views = Views(sliding_window=True, scales=(scale,))
+    image = np.arange(40 * 60 * 3, dtype=np.uint8).reshape(40, 60, 3)
+    covered = np.zeros((40, 60), dtype=bool)
+    for view in views.parts:
+        cut, box = view.cut(image), view.box(40, 60)
+        assert cut.shape == (round(40 / scale), round(60 / scale), 3)
+        np.testing.assert_array_equal(cut[:40, :60], image[box])
+        assert (cut[40:] == 128).all() and (cut[:, 60:] == 128).all()
+        covered[box] = True
+    assert covered.all() and len(views.parts) == parts
+    assert views.is_single == (scale == 1)
+
+
+def test_the_model_sees_another_scale(loaded):
+    """A square has other sides in what the model gets, with the sliding window and without."""
+    image = np.zeros((64, 64, 3), np.uint8)
+    image[:16, :16] = 255
+    for inputs in ({"sliding_window": True}, {"sliding_window": False}):
+        for scale in evaluate_benchmarks.TTA_SCALES:
+            views = loaded[1](images=Image.fromarray(View(scale).cut(image)), **inputs)
+            for pixels in views.values():
+                bright = (pixels[0, 0, 0] > 1).float().mean().item()
+                assert bright == pytest.approx(0.25 * scale, abs=1.5 / pixels.shape[-1])
 
 
 def test_report(roots, checkpoint, tmp_path):

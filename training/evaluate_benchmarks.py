@@ -33,10 +33,10 @@ from catseg_training.benchmarks.files import find_files
 from catseg_training.benchmarks.predictors import FilePredictor, ModelPredictor
 from catseg_training.benchmarks.published import PUBLISHED, find_benchmark
 from catseg_training.benchmarks.report import summary_table, write_benchmark_report, write_summary
-from catseg_training.inference import Views
 from catseg_training.interruption import TerminationNotice
 from catseg_training.model import load_checkpoint
 from catseg_training.report.saved_model import environment
+from catseg_training.views import Views
 
 
 logger = get_logger("catseg_training")
@@ -81,8 +81,15 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--batch_size",
         type=int,
-        default=4,
-        help="images that a process loads at a time; changes no result (%(default)s)",
+        default=1,
+        help="images that a process gives the model at once (%(default)s)",
+    )
+    parser.add_argument(
+        "--exact",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="results do not depend on the batch size in a single pixel: where the device rounds batches in another "
+        "way, as GPUs do, the model gets images one by one (default: --exact)",
     )
     parser.add_argument(
         "--dataloader_num_workers",
@@ -99,7 +106,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--tta",
         action="store_true",
-        help=f"average the probabilities of the scales {', '.join(map(str, TTA_SCALES))} and of mirror images",
+        help="test-time augmentation, no part of the published protocol: average the probabilities of what the model "
+        f"sees at the scales {', '.join(map(str, TTA_SCALES))} and in the mirror, twelve predictions for each image",
     )
     parser.add_argument("--predictions_dir", type=Path, help="save predictions here, as BENCHMARK/NAME.png")
     parser.add_argument(
@@ -199,6 +207,7 @@ def build_predictor(args: argparse.Namespace, accelerator: Accelerator) -> Model
         views,
         args.batch_size,
         args.dataloader_num_workers,
+        args.exact,
     )
 
 

@@ -14,8 +14,9 @@ from tqdm import tqdm
 from catseg_hf import CATSegProcessor
 
 from .data.examples import EvaluationImages
-from .inference import Share, Views, segment_images
+from .inference import Share, segment_images
 from .metric import confusion_matrix
+from .views import Views
 
 
 METRICS = ("confusion_matrix", "mean_iou")
@@ -93,7 +94,7 @@ def evaluate_model(
         accelerator (`Accelerator`): Whose processes all call this together.
         num_labels (`int`), ignore_index (`int`): Number of classes, and the label of pixels that do not count.
         sliding_window (`bool`): Whether to average windows and a global view.
-        batch_size (`int`): Pictures that are loaded at a time; the scores do not depend on it.
+        batch_size (`int`): Images at a time; the scores do not depend on it.
         metric (`"confusion_matrix"` or `"mean_iou"`): This project's, or evaluate's from the Hub.
         num_workers (`int`): Processes that prepare pictures.
         stop (`Callable[[], bool]`): Asked after every batch, in all processes together.
@@ -124,6 +125,7 @@ def evaluate_model(
             if stop():
                 return None
             for example in examples:
+                example["prediction"] = example["prediction"].cpu().numpy()
                 counts.update(example["prediction"], example["label"])
                 if len(result.examples) < NUM_KEPT_EXAMPLES:
                     result.examples.append(example)

@@ -1,40 +1,28 @@
-"""Segments a dataset's images: shared between processes, in one view of each image or in several."""
+"""Segments a dataset's images: shared between processes, batch by batch, in one view of each image or in several."""
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from catseg_hf import CATSegProcessor
-from catseg_hf.sliding_window_catseg import finite_logit
 
 from .interruption import shield_worker
+from .views import MeanProbabilities, Views
 
+
+logger = logging.getLogger(__name__)
 
 # Of one prompt that occurs twice, the logits differ by rounding only, in bfloat16 too.
 MAX_ROUNDING = 0.1
-
-
-@dataclass(frozen=True)
-class Views:
-    """
-    How the model looks at an image. Probabilities of several views are averaged.
-
-    Attributes:
-        sliding_window (`bool`): Whether to average windows and a global view.
-        scales (`tuple[float, ...]`): Factors of the size that the image is resized to at first.
-        flip (`bool`): Whether to look at the mirror image, too.
-    """
-
-    sliding_window: bool
-    scales: tuple[float, ...] = (1.0,)
-    flip: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,7 +48,12 @@ ALONE = Share()
 
 
 def load_batches(
-    dataset: Dataset, share: Share, batch_size: int, num_workers: int, prepare: Callable = lambda examples: None
+    dataset: Dataset,
+    share: Share,
+    batch_size: int,
+    num_workers: int,
+    prepare: Callable = lambda examples: None,
+    pin_memory: bool = False,
 ) -> Iterator[tuple[Any, list[dict[str, Any]]]]:
     """
     This process's batches of examples, each behind what `prepare` makes of it where it is loaded. What a process has
@@ -73,9 +66,10 @@ def load_batches(
         collate_fn=_Collator(prepare),
         num_workers=num_workers,
         worker_init_fn=shield_worker,
+        pin_memory=pin_memory,
     )
     for (batch, _), (prepared, examples) in zip(batches, loader, strict=True):
-        yield prepared, examples[: len(batch)]
+        yield prepared, [_with_arrays(example) for example in examples[: len(batch)]]
 
 
 class _Collator:
@@ -83,29 +77,80 @@ class _Collator:
         self.prepare = prepare
 
     def __call__(self, examples: list[dict[str, Any]]) -> tuple[Any, list[dict[str, Any]]]:
-        return self.prepare(examples), examples
+        # Unlike arrays, tensors come out of a worker without being copied through a pipe.
+        return self.prepare(examples), [
+            {name: torch.tensor(value) if isinstance(value, np.ndarray) else value for name, value in example.items()}
+            for example in examples
+        ]
+
+
+def _with_arrays(example: dict[str, Any]) -> dict[str, Any]:
+    return {name: value.numpy() if isinstance(value, torch.Tensor) else value for name, value in example.items()}
 
 
 class _ViewMaker:
-    """Prepares the images of examples, each at every scale."""
+    """Prepares the images of examples: for each view one batch of all of them, since views have one size."""
 
     def __init__(self, processor: CATSegProcessor, views: Views):
         self.processor = processor
         self.views = views
 
-    def __call__(self, examples: list[dict[str, Any]]) -> list[list[Mapping[str, torch.Tensor]]]:
-        return [[self._inputs(example, scale) for scale in self.views.scales] for example in examples]
-
-    def _inputs(self, example: dict[str, Any], scale: float) -> Mapping[str, torch.Tensor]:
+    def __call__(self, examples: list[dict[str, Any]]) -> list[dict[str, torch.Tensor]]:
         # An example that could not be read has no image, but processes must keep together.
-        image = Image.fromarray(example.get("image", np.zeros((1, 1, 3), np.uint8)))
-        image_processor = self.processor.image_processor
-        sizes = {}
-        if scale != 1 and self.views.sliding_window:
-            sizes["size"] = {name: round(scale * side) for name, side in dict(image_processor.size).items() if side}
-        elif scale != 1:
-            sizes["image_size"] = round(scale * image_processor.image_size)
-        return self.processor(images=image, sliding_window=self.views.sliding_window, **sizes)
+        images = [example.get("image", np.zeros((1, 1, 3), np.uint8)) for example in examples]
+        return [
+            dict(
+                self.processor(
+                    images=[Image.fromarray(view.cut(image)) for image in images],
+                    sliding_window=self.views.sliding_window,
+                )
+            )
+            for view in self.views.parts
+        ]
+
+
+class _BatchedModel:
+    """
+    Logits of a batch of images.
+
+    Args:
+        model (`nn.Module`): The model.
+        sliding_window (`bool`): Whether it averages windows and a global view.
+        share ([`Share`]): Of the process, all of which must run the model as often.
+        exact (`bool`): Whether an image must get the very bits that it gets alone. The first batch of every size
+            tells whether all do, for the sizes of the products decide on the order of their sums. If not, the model
+            gets images one by one.
+    """
+
+    def __init__(self, model: nn.Module, sliding_window: bool, share: Share, exact: bool):
+        self.model = model
+        self.sliding_window = sliding_window
+        self.share = share
+        self.exact = exact
+        self._is_exact = {1: True}
+
+    @torch.no_grad()
+    def __call__(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Logits (B, T, h, w) of what the processor gave."""
+        batch_size = len(inputs["pixel_values"])
+        if not self.exact or self._is_exact.get(batch_size):
+            return self._together(inputs)
+        alone = [
+            self._together({name: pixels[index : index + 1] for name, pixels in inputs.items()})
+            for index in range(batch_size)
+        ]
+        logits = torch.cat(alone)
+        if batch_size not in self._is_exact:
+            self._is_exact[batch_size] = self._all(torch.equal(self._together(inputs), logits))
+            if not self._is_exact[batch_size] and self.share.rank == 0:
+                logger.info(f"The model gets images one by one: batches of {batch_size} are rounded differently here.")
+        return logits
+
+    def _together(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return self.model(**inputs, sliding_window=self.sliding_window).logits
+
+    def _all(self, value: bool) -> bool:
+        return all(gather_object([value])) if self.share.world_size > 1 else value
 
 
 def segment_images(
@@ -118,6 +163,7 @@ def segment_images(
     share: Share = ALONE,
     batch_size: int = 1,
     num_workers: int = 0,
+    exact: bool = True,
     repeated_prompts: Mapping[int, int] | None = None,
 ) -> Iterator[list[dict[str, Any]]]:
     """
@@ -132,46 +178,68 @@ def segment_images(
         device (`torch.device`): Where the model is.
         views ([`Views`]): How to look at the images.
         share ([`Share`]): Which images are this process's.
-        batch_size (`int`):
-            Images that are loaded at a time. The model gets them one by one: in a batch, the last bits of a
-            probability, and with them the class of a pixel, depend on the batch's size.
+        batch_size (`int`): Images that are loaded at a time, and that the model gets at once.
         num_workers (`int`): Processes that prepare images.
+        exact (`bool`): Whether predictions must not depend on the batch size in a single pixel. The model then gets
+            images one by one where a batch is rounded differently.
         repeated_prompts (`Mapping[int, int]`, *optional*):
             Classes that have the same prompt as a class of a lower index, and that index, which wins ties.
 
     Yields:
-        `list[dict]`: The examples of a batch, with `prediction` (H, W), int64, a numpy array.
+        `list[dict]`: The examples of a batch, with `prediction` (H, W), int64, a tensor on the device.
     """
-    for inputs, examples in load_batches(dataset, share, batch_size, num_workers, _ViewMaker(processor, views)):
-        logits = [_logits(model, scales, device, views, repeated_prompts or {}) for scales in inputs]
-        for example, of_image in zip(examples, logits, strict=False):
-            if "image" in example:
-                (prediction,) = processor.post_process_semantic_segmentation(
-                    SemanticSegmenterOutput(logits=of_image), target_sizes=[example["label"].shape]
-                )
-                example["prediction"] = prediction.cpu().numpy()
+    batched_model = _BatchedModel(model, views.sliding_window, share, exact)
+
+    def logits_of(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return _with_ties(batched_model(inputs), repeated_prompts or {})
+
+    prepare, pin_memory = _ViewMaker(processor, views), device.type == "cuda"
+    for inputs, examples in load_batches(dataset, share, batch_size, num_workers, prepare, pin_memory):
+        inputs = [
+            {name: pixels.to(device, non_blocking=True) for name, pixels in of_view.items()} for of_view in inputs
+        ]
+        if views.is_single:
+            predictions = [
+                _most_probable_class(processor, logits, example)
+                for logits, example in zip(logits_of(inputs[0]), examples, strict=False)
+            ]
+        else:
+            predictions = _averaged(logits_of, inputs, examples, views)
+        for example, prediction in zip(examples, predictions, strict=True):
+            if prediction is not None:
+                example["prediction"] = prediction
         yield examples
 
 
-@torch.no_grad()
-def _logits(
-    model: nn.Module,
-    scales: list[Mapping[str, torch.Tensor]],
-    device: torch.device,
+def _most_probable_class(
+    processor: CATSegProcessor, logits: torch.Tensor, example: Mapping[str, Any]
+) -> torch.Tensor | None:
+    """Classes (H, W) of an image with logits (T, h, w), None if there was no image."""
+    if "image" not in example:
+        return None
+    outputs = SemanticSegmenterOutput(logits=logits[None])
+    return processor.post_process_semantic_segmentation(outputs, target_sizes=[example["label"].shape])[0]
+
+
+def _averaged(
+    logits_of: Callable,
+    inputs: list[Mapping[str, torch.Tensor]],
+    examples: list[Mapping[str, Any]],
     views: Views,
-    repeated_prompts: Mapping[int, int],
-) -> torch.Tensor:
-    """Logits (1, T, h, w) of an image, whose probabilities are the means over all views."""
-    all_logits = []
-    for inputs in scales:
-        inputs = {name: pixels.to(device) for name, pixels in inputs.items()}
-        all_logits.append(model(**inputs, sliding_window=views.sliding_window).logits)
-        if views.flip:
-            inputs = {name: pixels.flip(-1) for name, pixels in inputs.items()}
-            all_logits.append(model(**inputs, sliding_window=views.sliding_window).logits.flip(-1))
-    logits = all_logits[0]
-    if len(all_logits) > 1:
-        logits = finite_logit(sum(each.float().sigmoid() for each in all_logits) / len(all_logits))
+) -> list[torch.Tensor | None]:
+    """Classes (H, W) of each image by the mean probabilities of all views, None if there was no image."""
+    means = [MeanProbabilities(views, *example["label"].shape) if "image" in example else None for example in examples]
+    for view, of_view in zip(views.parts, inputs, strict=True):
+        for flip in (False, True) if views.flip else (False,):
+            logits = logits_of({name: pixels.flip(-1) if flip else pixels for name, pixels in of_view.items()})
+            for mean, of_image in zip(means, logits.flip(-1) if flip else logits, strict=False):
+                if mean is not None:
+                    mean.add(view, of_image)
+    return [None if mean is None else mean.most_probable_class() for mean in means]
+
+
+def _with_ties(logits: torch.Tensor, repeated_prompts: Mapping[int, int]) -> torch.Tensor:
+    """Logits (B, T, h, w) in which classes with one prompt have one logit, the lower index's."""
     for index, first in repeated_prompts.items():
         own, lower = logits[:, index], logits[:, first]
         logits[:, index] = torch.where((own - lower).abs() < MAX_ROUNDING, lower, own)

@@ -4,7 +4,8 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -99,28 +100,28 @@ def evaluate_benchmark(
     predictor.prepare(benchmark)
     share = Share(accelerator.process_index, accelerator.num_processes)
     indices = tally.remaining(len(images))
-    start, was_stopped, scored_at = time.perf_counter(), False, 0.0
-    with tqdm(
-        desc=benchmark.name,
-        total=len(images),
-        initial=len(images) - len(indices),
-        unit="image",
-        disable=not accelerator.is_main_process,
-    ) as progress:
+    start, was_stopped = time.perf_counter(), False
+    with (
+        tqdm(
+            desc=benchmark.name,
+            total=len(images),
+            initial=len(images) - len(indices),
+            unit="image",
+            disable=not accelerator.is_main_process,
+        ) as progress,
+        # While the model is at the next batch.
+        ThreadPoolExecutor(1) as thread,
+    ):
+        counter = _Counter(benchmark, tally, predictions_dir, progress)
+        counting = Future()
+        counting.set_result(None)
         for examples in predictor.batches(images, indices, share):
-            for example in examples:
-                if predictions_dir is not None and "prediction" in example:
-                    file = prediction_file(predictions_dir, benchmark.name, example["name"])
-                    save_prediction(file, example["prediction"], len(benchmark.class_names))
-                tally.add(example)
-            tally.write_part()
-            progress.update(min(share.world_size * len(examples), len(images) - progress.n))
-            if accelerator.is_main_process and time.perf_counter() - scored_at > SECONDS_BETWEEN_SCORES:
-                scored_at = time.perf_counter()
-                progress.set_postfix(mIoU=f"{tally.scores()[PUBLISHED_RULE]:.1%}")
+            counting.result()
+            counting = thread.submit(counter.count, examples, share.world_size * len(examples))
             if stop():
                 was_stopped = True
                 break
+        counting.result()
     tally.write_part(at_once=True)
     accelerator.wait_for_everyone()
     if was_stopped or not accelerator.is_main_process:
@@ -138,7 +139,7 @@ def evaluate_benchmark(
     drawn = {
         example["index"]: example
         for examples in predictor.batches(images, sorted({*best, *worst}), ALONE)
-        for example in examples
+        for example in _fetched(examples)
         if "prediction" in example
     }
     return BenchmarkResult(
@@ -149,6 +150,45 @@ def evaluate_benchmark(
         best=[drawn[index] for index in best if index in drawn],
         worst=[drawn[index] for index in worst if index in drawn],
     )
+
+
+class _Counter:
+    """
+    What is done with predictions, which takes no part of the model's time in a thread of its own.
+
+    Args:
+        benchmark ([`Benchmark`]), tally ([`Tally`]): What is evaluated, and where it is counted.
+        predictions_dir (`Path`, *optional*): Folder to save predictions in.
+        progress (`tqdm`): Shows how far all processes are, and the mean IoU of this one.
+    """
+
+    def __init__(self, benchmark: Benchmark, tally: Tally, predictions_dir: Path | None, progress: tqdm):
+        self.benchmark = benchmark
+        self.tally = tally
+        self.predictions_dir = predictions_dir
+        self.progress = progress
+        self._scored_at = 0.0
+
+    def count(self, examples: Sequence[dict[str, Any]], num_done: int):
+        """Counts a batch; `num_done` images are done in all processes together, or fewer at the end."""
+        for example in _fetched(examples):
+            if self.predictions_dir is not None and "prediction" in example:
+                file = prediction_file(self.predictions_dir, self.benchmark.name, example["name"])
+                save_prediction(file, example["prediction"], len(self.benchmark.class_names))
+            self.tally.add(example)
+        self.tally.write_part()
+        self.progress.update(min(num_done, self.progress.total - self.progress.n))
+        if not self.progress.disable and time.perf_counter() - self._scored_at > SECONDS_BETWEEN_SCORES:
+            self._scored_at = time.perf_counter()
+            self.progress.set_postfix(mIoU=f"{self.tally.scores()[PUBLISHED_RULE]:.1%}")
+
+
+def _fetched(examples: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+    """Examples with their predictions as arrays, taken from the model's device."""
+    for example in examples:
+        if "prediction" in example:
+            example["prediction"] = example["prediction"].cpu().numpy()
+    return examples
 
 
 def _values(benchmark: Benchmark, tally: Tally) -> dict[str, Any]:

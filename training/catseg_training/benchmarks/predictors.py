@@ -11,7 +11,8 @@ from torch.utils.data import Subset
 
 from catseg_hf import CATSegProcessor
 
-from ..inference import Share, Views, load_batches, segment_images
+from ..inference import Share, load_batches, segment_images
+from ..views import Views
 from .description import Benchmark
 from .images import BenchmarkImages
 from .predictions import SavedPredictions
@@ -26,7 +27,8 @@ class ModelPredictor:
         name (`str`): What the model is called.
         device (`torch.device`), precision (`str`): Where it is, and its mixed precision.
         views ([`Views`]): How it looks at images.
-        batch_size (`int`), num_workers (`int`): Images that are loaded at a time, and processes that do so.
+        batch_size (`int`), num_workers (`int`): Images at a time, and processes that load them.
+        exact (`bool`): Whether predictions must not depend on the batch size, see [`segment_images`].
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class ModelPredictor:
         views: Views,
         batch_size: int,
         num_workers: int,
+        exact: bool = True,
     ):
         self.model = model.eval()
         self.processor = processor
@@ -46,6 +49,7 @@ class ModelPredictor:
         self.views = views
         self.batch_size = batch_size
         self.num_workers = num_workers
+        self.exact = exact
         self.identity = {
             "model": name,
             "weights": _digest(model),
@@ -53,6 +57,7 @@ class ModelPredictor:
             "scales": list(views.scales),
             "flip": views.flip,
             "precision": precision,
+            "batch_size": "any" if exact else batch_size,
         }
 
     def prepare(self, benchmark: Benchmark):
@@ -61,8 +66,11 @@ class ModelPredictor:
         self.model.set_vocabulary(labels, self.processor(text=labels).input_ids)
 
     def batches(self, images: BenchmarkImages, indices: list[int], share: Share) -> Iterator[list[dict[str, Any]]]:
-        """The examples of `indices`, batch by batch, with `prediction` (H, W) in the classes that are scored."""
-        table = images.benchmark.prediction_table
+        """
+        The examples of `indices`, batch by batch, with `prediction` (H, W), a tensor on the device, in the classes
+        that are scored.
+        """
+        table = torch.from_numpy(images.benchmark.prediction_table).to(self.device)
         for examples in segment_images(
             self.model,
             self.processor,
@@ -72,6 +80,7 @@ class ModelPredictor:
             share=share,
             batch_size=self.batch_size,
             num_workers=self.num_workers,
+            exact=self.exact,
             repeated_prompts=images.benchmark.repeated_prompts,
         ):
             for example in examples:
@@ -102,6 +111,9 @@ class FilePredictor:
         """As of [`ModelPredictor`]."""
         dataset = Subset(SavedPredictions(images, self.folder), indices)
         for _, examples in load_batches(dataset, share, self.batch_size, self.num_workers):
+            for example in examples:
+                if "prediction" in example:
+                    example["prediction"] = torch.from_numpy(example["prediction"])
             yield examples
 
 
