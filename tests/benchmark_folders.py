@@ -1,4 +1,4 @@
-"""Writes small data sets in the layouts and file formats of the benchmarks' downloads."""
+"""Writes small datasets in the layouts and file formats of the benchmarks' downloads."""
 
 import json
 from collections.abc import Mapping
@@ -65,7 +65,7 @@ def write_benchmark(benchmark: str, root: Path, maps: Mapping[str, np.ndarray]) 
 
 
 def write_image(path: Path, stored: np.ndarray):
-    """A picture with one colour for each stored id."""
+    """An image with one colour for each stored id."""
     path.parent.mkdir(parents=True, exist_ok=True)
     colors = np.stack([stored * 37, stored * 101 + 50, stored * 11 + 7], axis=-1) % 256
     Image.fromarray(colors.astype(np.uint8)).save(path, quality=95)

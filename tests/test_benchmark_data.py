@@ -11,8 +11,9 @@ from scipy.io import savemat
 
 from benchmark_folders import LABELS, expected_labels, stored_maps, write_benchmark, write_image, write_voc
 from catseg_hf import load_vocabulary
+from catseg_hf.errors import UserError
 from catseg_training.benchmarks.context_annotations import decode_mask
-from catseg_training.benchmarks.description import Benchmark, BenchmarkError
+from catseg_training.benchmarks.description import Benchmark
 from catseg_training.benchmarks.files import find_files
 from catseg_training.benchmarks.images import BenchmarkImages, shrink
 from catseg_training.benchmarks.published import PUBLISHED, find_benchmark
@@ -119,6 +120,7 @@ def test_predictions_of_20b():
 
 def test_repeated_prompts():
     repeated = find_benchmark("ade20k_847").repeated_prompts
+    assert len(repeated) == 10
     assert repeated[191] == repeated[252] == 114 and repeated[255] == 174  # bag, bag, pier
     labels = load_vocabulary("ade20k_847")
     assert {labels[index].split(",")[0] for index in repeated} == {
@@ -212,7 +214,7 @@ def test_bad_annotations(change, tmp_path):
         problems = [e["problem"] for e in by_name(opened("pascal_context_59", tmp_path)[1]).values() if "problem" in e]
         assert len(problems) == 1 and str(path) in problems[0]
     else:
-        with pytest.raises(BenchmarkError, match="trainval_merged.json"):
+        with pytest.raises(UserError, match="trainval_merged.json"):
             opened("pascal_context_59", tmp_path)
 
 
@@ -227,12 +229,12 @@ def test_bad_annotations(change, tmp_path):
 def test_incomplete_root(name, removed, message, tmp_path):
     write_benchmark(name, tmp_path, stored_maps(name))
     (tmp_path / removed).rename(tmp_path / "elsewhere")
-    with pytest.raises(BenchmarkError, match=message):
+    with pytest.raises(UserError, match=message):
         opened(name, tmp_path)
 
 
 def describe(path: Path, **values) -> str:
-    values = {"name": "mine", "vocabulary": ["cat", "dog"], "images": "pictures", "labels": "masks"} | values
+    values = {"name": "mine", "vocabulary": ["cat", "dog"], "images": "photos", "labels": "masks"} | values
     path.write_text(json.dumps({key: value for key, value in values.items() if value is not ...}))
     return str(path)
 
@@ -248,7 +250,7 @@ def describe(path: Path, **values) -> str:
 def test_own_description(values, expected, tmp_path):
     file = describe(tmp_path / "mine.json", image_suffix=".png", label_suffix="_mask.png", **values)
     for number in range(2):
-        folder = tmp_path / "pictures" / str(number)
+        folder = tmp_path / "photos" / str(number)
         write_image(folder / f"a{number}.png", np.zeros((1, 3), int))
         (tmp_path / "masks" / str(number)).mkdir(parents=True)
         label = np.array([[0, 1, 255]], np.uint8)
@@ -289,13 +291,13 @@ def test_own_folder_with_images_and_labels(tmp_path):
     ],
 )
 def test_bad_descriptions(values, message, tmp_path):
-    with pytest.raises(BenchmarkError, match=message):
+    with pytest.raises(UserError, match=message):
         find_benchmark(describe(tmp_path / "mine.json", **values))
 
 
 @pytest.mark.parametrize("name, message", [("ade20k", "ade20k_150"), ("missing.json", "missing.json")])
 def test_unknown_benchmarks(name, message):
-    with pytest.raises(BenchmarkError, match=message):
+    with pytest.raises(UserError, match=message):
         find_benchmark(name)
 
 

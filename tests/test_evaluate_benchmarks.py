@@ -51,7 +51,7 @@ def roots(tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.fixture
-def without_pictures(monkeypatch):
+def without_report(monkeypatch):
     """Drawing takes longer than everything else."""
     monkeypatch.setattr(evaluation, "NUM_DRAWN", 0)
     monkeypatch.setattr(evaluate_benchmarks, "write_benchmark_report", lambda folder, result: None)
@@ -118,7 +118,7 @@ def segmented(loaded, names: list[str], image: Image.Image, sliding_window: bool
 
 
 @pytest.mark.parametrize("name, sliding_window", [*((name, False) for name in LABELS), ("pascal_voc_20b", True)])
-def test_end_to_end(name, sliding_window, loaded, roots, checkpoint, tmp_path, without_pictures):
+def test_end_to_end(name, sliding_window, loaded, roots, checkpoint, tmp_path, without_report):
     """Scores are those of the images one by one, counted pixel by pixel."""
     vocabulary = load_vocabulary({"coco_stuff": "coco_stuff_171"}.get(name, name))
     pairs = []
@@ -259,7 +259,7 @@ def test_prompt_with_a_space_at_its_end(loaded):
 
 
 @pytest.mark.parametrize("name", ["pascal_voc_20", "pascal_voc_20b", "ade20k_150"])
-def test_images_with_nothing_to_score(name, checkpoint, tmp_path, without_pictures):
+def test_images_with_nothing_to_score(name, checkpoint, tmp_path, without_report):
     """PASCAL VOC leaves them out, the others count them."""
     maps = stored_maps(name)
     first = next(iter(maps))
@@ -396,7 +396,7 @@ def test_resumed_after_an_interruption(own, counted, loaded, accelerator, tmp_pa
     assert [row["index"] for row in result.rows] == list(range(7))
 
 
-def test_other_evaluations_are_not_continued(own_command, tmp_path, capsys, without_pictures):
+def test_other_evaluations_are_not_continued(own_command, tmp_path, capsys, without_report):
     arguments = [*own_command, "--output_dir", tmp_path]
     assert run(*arguments) == 0
     before = results_in(tmp_path)["own"]
@@ -415,14 +415,14 @@ def test_other_evaluations_are_not_continued(own_command, tmp_path, capsys, with
     assert "run.json is damaged" in capsys.readouterr().err
 
 
-def test_finished_evaluations_can_be_repeated(own_command, tmp_path, without_pictures):
+def test_finished_evaluations_can_be_repeated(own_command, tmp_path, without_report):
     assert run(*own_command, "--output_dir", tmp_path) == 0
     assert run(*own_command, "--output_dir", tmp_path, "--tta") == 0
     assert results_in(tmp_path)["own"]["settings"]["flip"]
     assert len(list((tmp_path / "own" / "tally").glob("part-*"))) == 1
 
 
-def test_terminated(own_command, tmp_path, monkeypatch, without_pictures):
+def test_terminated(own_command, tmp_path, monkeypatch, without_report):
     read = BenchmarkImages.read
 
     def terminate(images, index):
@@ -438,7 +438,7 @@ def test_terminated(own_command, tmp_path, monkeypatch, without_pictures):
     assert results_in(tmp_path)["own"]["num_images"] == 7
 
 
-def test_bad_files_are_named_and_counted(checkpoint, tmp_path, caplog, without_pictures):
+def test_bad_files_are_named_and_counted(checkpoint, tmp_path, caplog, without_report):
     """The others are scored; once they are repaired, the same command completes the result."""
     name = "ade20k_150"
     maps = stored_maps(name)
@@ -465,7 +465,7 @@ def test_bad_files_are_named_and_counted(checkpoint, tmp_path, caplog, without_p
 
 
 @pytest.mark.parametrize("name", ["pascal_context_459", "pascal_voc_20b"])
-def test_predictions_are_saved_and_evaluated_again(name, roots, checkpoint, tmp_path, without_pictures):
+def test_predictions_are_saved_and_evaluated_again(name, roots, checkpoint, tmp_path, without_report):
     common = ["--data_root", roots[name], "--benchmarks", name]
     saved = tmp_path / "predictions"
     arguments = ["--model", checkpoint, "--no-sliding_window", "--predictions_dir", saved]
@@ -481,7 +481,7 @@ def test_predictions_are_saved_and_evaluated_again(name, roots, checkpoint, tmp_
         assert np.asarray(image).max() <= (458 if name == "pascal_context_459" else 20)
 
 
-def test_predictions_of_another_model(roots, tmp_path, without_pictures):
+def test_predictions_of_another_model(roots, tmp_path, without_report):
     """Labels as predictions have everything right; what is missing or does not fit is named."""
     name = "pascal_context_459"
     folder = tmp_path / "predictions" / name
@@ -520,8 +520,8 @@ def test_tta(sliding_window, loaded, own):
         model, processor = loaded
         total = 0
         for step in (1, -1):
-            picture = Image.fromarray(np.ascontiguousarray(part[:, ::step]))
-            inputs = processor(images=picture, sliding_window=sliding_window)
+            seen = Image.fromarray(np.ascontiguousarray(part[:, ::step]))
+            inputs = processor(images=seen, sliding_window=sliding_window)
             with torch.inference_mode():
                 logits = model(**inputs, sliding_window=sliding_window).logits
             resized = torch.nn.functional.interpolate(logits.sigmoid(), part.shape[:2], mode="bilinear")[0]
@@ -621,7 +621,7 @@ def test_confused_classes():
     assert confused_classes(np.diag([1, 2])) == []
 
 
-def test_model_card(roots, checkpoint, tmp_path, without_pictures):
+def test_model_card(roots, checkpoint, tmp_path, without_report):
     """Results are metadata beside those that the card has; the second time they take the place of the first."""
     model = shutil.copytree(checkpoint, tmp_path / "model")
     (model / "README.md").write_text(

@@ -18,7 +18,8 @@ from typing import Any
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from catseg_training.benchmarks.description import Benchmark, BenchmarkError
+from catseg_hf.errors import UserError
+from catseg_training.benchmarks.description import Benchmark
 from catseg_training.benchmarks.files import find_files
 from catseg_training.benchmarks.images import BenchmarkImages
 from catseg_training.benchmarks.published import PUBLISHED, find_benchmark
@@ -58,7 +59,7 @@ def check_benchmark(benchmark: Benchmark, data_root: Path, page: Path, read_all:
     check = Check(benchmark)
     try:
         found = find_files(benchmark, data_root)
-    except BenchmarkError as error:
+    except UserError as error:
         check.problems.append(str(error))
         return check
     check.lines.append(f"images: {found.images}")
@@ -112,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     try:
         benchmarks = [find_benchmark(name) for name in args.benchmarks]
-    except BenchmarkError as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     is_complete = True

@@ -28,7 +28,7 @@ class Evaluation:
     """
     Attributes:
         scores (`dict`): The metric's keys; on the main process only if the metric is evaluate's own.
-        num_examples (`int`): How many pictures counted.
+        num_examples (`int`): How many images counted.
         examples (`list[dict]`): The main process's first ones: `image`, `label`, `prediction` and `name`.
     """
 
@@ -38,7 +38,7 @@ class Evaluation:
 
 
 class SummedConfusionMatrix:
-    """This project's metric: each process counts its own pictures, and the counts are added."""
+    """This project's metric: each process counts its own images, and the counts are added."""
 
     def __init__(self, num_labels: int, ignore_index: int, accelerator: Accelerator):
         self.counts = confusion_matrix(num_labels, ignore_index)
@@ -85,18 +85,18 @@ def evaluate_model(
     stop: Callable[[], bool] = lambda: False,
 ) -> Evaluation | None:
     """
-    Segments every picture once, whatever the number of processes, into the model's own vocabulary.
+    Segments every image once, whatever the number of processes, into the model's own vocabulary.
 
     Args:
         model (`nn.Module`): The model as `accelerator.prepare` gave it. It is left as it was, in training or not.
         processor ([`CATSegProcessor`]): Its processor.
-        dataset ([`EvaluationImages`]): Pictures and labels.
+        dataset ([`EvaluationImages`]): Images and labels.
         accelerator (`Accelerator`): Whose processes all call this together.
         num_labels (`int`), ignore_index (`int`): Number of classes, and the label of pixels that do not count.
         sliding_window (`bool`): Whether to average windows and a global view.
         batch_size (`int`): Images at a time; the scores do not depend on it.
         metric (`"confusion_matrix"` or `"mean_iou"`): This project's, or evaluate's from the Hub.
-        num_workers (`int`): Processes that prepare pictures.
+        num_workers (`int`): Processes that prepare images.
         stop (`Callable[[], bool]`): Asked after every batch, in all processes together.
 
     Returns:

@@ -9,8 +9,6 @@ import numpy as np
 from catseg_hf.errors import UserError
 from catseg_hf.files import read_json
 
-from .description import BenchmarkError
-
 
 class ContextAnnotations:
     """
@@ -21,7 +19,7 @@ class ContextAnnotations:
         phase (`str`): "train" or "val".
 
     Raises:
-        BenchmarkError: If the file is not complete or not of this form.
+        UserError: If the file is not complete or not of this form.
     """
 
     def __init__(self, path: Path, phase: str = "val"):
@@ -36,7 +34,7 @@ class ContextAnnotations:
                     by_image[segment["image_id"]].append((segment["category_id"], segment["segmentation"]))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             reason = f"it has no {error}" if isinstance(error, KeyError) else error
-            raise BenchmarkError(
+            raise UserError(
                 f"{path} is damaged or not PASCAL Context's trainval_merged.json, fetch it again: {reason}"
             ) from None
         self._segments = by_image

@@ -20,10 +20,6 @@ JSON_KEYS = ("name", "vocabulary", "images", "labels", "ignore_index", "label_ma
 REQUIRED_JSON_KEYS = JSON_KEYS[:4]
 
 
-class BenchmarkError(UserError):
-    """Something is wrong with a benchmark's description or data, in words for the user."""
-
-
 @dataclass(frozen=True)
 class Benchmark:
     """
@@ -110,29 +106,29 @@ def read_description(path: Path) -> Benchmark:
     "image_suffix" (".jpg") and "label_suffix" (".png").
 
     Raises:
-        BenchmarkError: If the file cannot be read or a value is not accepted; names the file, the key and the value.
+        UserError: If the file cannot be read or a value is not accepted; names the file, the key and the value.
     """
     try:
         values = read_json(path)
     except (OSError, ValueError) as error:
-        raise BenchmarkError(f"{path} cannot be read as JSON: {error}") from None
+        raise UserError(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(values, dict):
-        raise BenchmarkError(f"{path} must hold a JSON object with the keys {', '.join(JSON_KEYS)}.")
+        raise UserError(f"{path} must hold a JSON object with the keys {', '.join(JSON_KEYS)}.")
     if unknown := sorted(values.keys() - set(JSON_KEYS)):
-        raise BenchmarkError(f"{path} has the unknown key {unknown[0]!r}: accepted are {', '.join(JSON_KEYS)}.")
+        raise UserError(f"{path} has the unknown key {unknown[0]!r}: accepted are {', '.join(JSON_KEYS)}.")
     if missing := [key for key in REQUIRED_JSON_KEYS if key not in values]:
-        raise BenchmarkError(f"{path} lacks {', '.join(map(repr, missing))}.")
+        raise UserError(f"{path} lacks {', '.join(map(repr, missing))}.")
     values = {key: value for key, value in values.items() if value is not None}
     for key in ("name", "images", "labels", "image_suffix", "label_suffix"):
         if key in values and not (isinstance(values[key], str) and values[key]):
-            raise BenchmarkError(f"{path}: {key!r} is {values[key]!r}, but must be text.")
+            raise UserError(f"{path}: {key!r} is {values[key]!r}, but must be text.")
     name = values["name"]
     if Path(name).name != name or name.startswith("."):
-        raise BenchmarkError(f"{path}: the name {name!r} cannot be that of a folder, as results need.")
+        raise UserError(f"{path}: the name {name!r} cannot be that of a folder, as results need.")
     vocabulary = _vocabulary(path, values["vocabulary"])
     ignore_index = values.get("ignore_index", 255 if len(vocabulary) <= 255 else MAX_ID)
     if not isinstance(ignore_index, int) or not len(vocabulary) <= ignore_index <= MAX_ID:
-        raise BenchmarkError(
+        raise UserError(
             f"{path}: 'ignore_index' is {ignore_index!r}, but must be no class: an integer from {len(vocabulary)} to "
             f"{MAX_ID}."
         )
@@ -151,14 +147,14 @@ def read_description(path: Path) -> Benchmark:
 def _vocabulary(path: Path, value: Any) -> tuple[str, ...]:
     if isinstance(value, str):
         if value not in VOCABULARIES:
-            raise BenchmarkError(
+            raise UserError(
                 f"{path}: there is no vocabulary {value!r}; give a list of names or one of {', '.join(VOCABULARIES)}."
             )
         return tuple(load_vocabulary(value))
     if not isinstance(value, list) or not value or not all(isinstance(label, str) for label in value):
-        raise BenchmarkError(f"{path}: 'vocabulary' must be a list of names or the name of a vocabulary.")
+        raise UserError(f"{path}: 'vocabulary' must be a list of names or the name of a vocabulary.")
     if repeated := [label for label in value if value.count(label) > 1]:
-        raise BenchmarkError(f"{path}: the vocabulary has the name {repeated[0]!r} more than once.")
+        raise UserError(f"{path}: the vocabulary has the name {repeated[0]!r} more than once.")
     return tuple(value)
 
 
@@ -167,12 +163,12 @@ def _label_map(path: Path, value: Any, num_classes: int, ignore_index: int) -> d
     if value is None:
         return label_map | {index: index for index in range(num_classes)}
     if not isinstance(value, dict) or not value:
-        raise BenchmarkError(f"{path}: 'label_map' must be an object from stored ids to classes, or null.")
+        raise UserError(f"{path}: 'label_map' must be an object from stored ids to classes, or null.")
     for raw, index in value.items():
         if not (raw.isdecimal() and int(raw) <= MAX_ID):
-            raise BenchmarkError(f"{path}: 'label_map' has the stored id {raw!r}; ids are 0 to {MAX_ID}.")
+            raise UserError(f"{path}: 'label_map' has the stored id {raw!r}; ids are 0 to {MAX_ID}.")
         if type(index) is not int or not (0 <= index < num_classes or index == ignore_index):
-            raise BenchmarkError(
+            raise UserError(
                 f"{path}: 'label_map' maps {raw} to {index!r}; classes are 0 to {num_classes - 1}, and {ignore_index} "
                 "is ignored."
             )

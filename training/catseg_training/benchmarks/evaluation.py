@@ -84,7 +84,7 @@ def evaluate_benchmark(
         [`BenchmarkResult`]: On the main process. None on the others, or if `stop` said so.
 
     Raises:
-        BenchmarkError: If there are counts of another evaluation.
+        UserError: If there are counts of another evaluation.
     """
     images = BenchmarkImages(benchmark, files.files)
     tally = Tally(benchmark, tally_dir, save_seconds)

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from catseg_hf.errors import UserError
+
 from .context_annotations import read_annotations
-from .description import Benchmark, BenchmarkError
+from .description import Benchmark
 
 
 class ImageFiles(NamedTuple):
@@ -45,7 +47,7 @@ def find_files(benchmark: Benchmark, data_root: Path) -> BenchmarkFiles:
         data_root (`Path`): The folder of downloads, or the benchmark's own folder.
 
     Raises:
-        BenchmarkError: If folders or lists are missing, or there is no image; says what, and where to get it.
+        UserError: If folders or lists are missing, or there is no image; says what, and where to get it.
     """
     for folder in benchmark.roots:
         root = Path(data_root) / folder
@@ -54,14 +56,14 @@ def find_files(benchmark: Benchmark, data_root: Path) -> BenchmarkFiles:
         if images and labels and (id_list is None or id_list.is_file()):
             break
     else:
-        raise BenchmarkError(_what_is_missing(benchmark, Path(data_root)))
+        raise UserError(_what_is_missing(benchmark, Path(data_root)))
     if benchmark.label_format == "context_json":
         names = read_annotations(labels).names
         files = [ImageFiles(name, images / f"{name}{benchmark.image_suffix}", labels) for name in names]
     else:
         files = _paired(benchmark, images, labels, id_list)
     if not files:
-        raise BenchmarkError(
+        raise UserError(
             f"{benchmark.name}: there is no image with a name ending in {benchmark.image_suffix} in {images}, or none "
             f"of the benchmark's.{_source(benchmark)}"
         )

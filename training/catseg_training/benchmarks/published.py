@@ -4,9 +4,10 @@ import json
 from pathlib import Path
 
 from catseg_hf import load_vocabulary
+from catseg_hf.errors import UserError
 
 from ..data.coco_stuff import IMAGE_FOLDERS, LABEL_FOLDERS, NUM_PAIRS, RAW_TO_CONTIGUOUS, SPLIT_FOLDERS
-from .description import Benchmark, BenchmarkError, read_description
+from .description import Benchmark, read_description
 
 
 DATA = Path(__file__).with_name("data")
@@ -149,17 +150,17 @@ def find_benchmark(name: str) -> Benchmark:
     A published benchmark by its name, or one that a JSON file describes (see [`read_description`]).
 
     Raises:
-        BenchmarkError: If it is neither.
+        UserError: If it is neither.
     """
     by_name = {benchmark.name: benchmark for benchmark in PUBLISHED}
     if name in by_name:
         return by_name[name]
     if not name.endswith(".json"):
-        raise BenchmarkError(
+        raise UserError(
             f"There is no benchmark {name!r}: choose among {', '.join(by_name)}, or give a JSON file that describes "
             "one."
         )
     benchmark = read_description(Path(name))
     if benchmark.name in by_name:
-        raise BenchmarkError(f"{name} calls itself {benchmark.name!r}, as a published benchmark: choose another name.")
+        raise UserError(f"{name} calls itself {benchmark.name!r}, as a published benchmark: choose another name.")
     return benchmark

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from catseg_hf.errors import UserError
 from catseg_hf.files import replaced_file
 
 from ..metric import confusion_matrix
-from .description import Benchmark, BenchmarkError
+from .description import Benchmark
 
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class Tally:
             resume (`bool`): Whether to go on with it.
 
         Raises:
-            BenchmarkError: If it is of another run that is to be gone on with, or of an unfinished one that would be
+            UserError: If it is of another run that is to be gone on with, or of an unfinished one that would be
                 lost.
         """
         self.load()
@@ -69,17 +70,17 @@ class Tally:
         try:
             saved = json.loads(run_file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise BenchmarkError(
+            raise UserError(
                 f"{run_file} is damaged, so that it is not known what was counted: remove {self.folder} to begin anew "
                 f"({error})."
             ) from None
         if not resume and len(self.rows) < saved["num_images"]:
-            raise BenchmarkError(
+            raise UserError(
                 f"{self.folder} holds an evaluation that did not come to its end: go on with --resume, or remove that "
                 "folder to begin anew."
             )
         if resume and (differences := [key for key in run if saved.get(key) != run[key]]):
-            raise BenchmarkError(
+            raise UserError(
                 f"{self.folder} holds an evaluation with another {', '.join(differences)}: repeat what it was made "
                 "with, or name another --output_dir."
             )
