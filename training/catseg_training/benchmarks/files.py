@@ -102,7 +102,7 @@ def _places(folder: Path, suffix: str) -> set[str]:
     """Where in a folder and its subfolders there are files with the suffix, which is left out."""
 
     def refuse(error: OSError):
-        raise BenchmarkError(f"The folder {error.filename} cannot be read: {error.strerror}.")
+        raise UserError(f"The folder {error.filename} cannot be read: {error.strerror}.")
 
     return {
         Path(parent, file).relative_to(folder).as_posix().removesuffix(suffix)
