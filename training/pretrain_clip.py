@@ -25,6 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--patch_weight", type=float, default=1.0, help="0: plain CLIP, nothing learnt on patches")
     parser.add_argument("--scenes", type=float, default=1.0, help="share of the recipe's scenes to train on")
+    parser.add_argument("--dataloader_num_workers", type=int, default=1, help="that draw scenes, for every process")
     parser.add_argument("--save_steps", type=int, default=100)
     parser.add_argument("--validation_steps", type=int, default=100)
     options = parser.parse_args(arguments)
@@ -41,6 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
             GlyphCache(EmojiFont(options.font)),
             options.save_steps,
             options.validation_steps,
+            num_workers=options.dataloader_num_workers,
         )
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

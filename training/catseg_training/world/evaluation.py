@@ -44,17 +44,21 @@ def mean_ious(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     }
 
 
+def _device() -> torch.device:
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
 @torch.no_grad()
 def evaluate_clip(folder: Path, images: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     """The arg max of the cost volume of a CLIP on its own, with all words and with each scene's own."""
-    clip = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval()
+    clip = CLIPModel.from_pretrained(folder, dtype=torch.float32).to(_device()).eval()
     tokenizer = CLIPTokenizer.from_pretrained(folder)
     prompts = tokenizer([PROMPT.format(word) for word in classes()], padding=True, return_tensors="pt")
-    words = text_embeds(clip, prompts.input_ids)[:, None]
+    words = text_embeds(clip, prompts.input_ids.to(clip.device))[:, None]
     all_words, own_words = [], []
     for image, label in zip(images, labels, strict=True):
-        cost = cost_volume(dense_image_features(clip, pixel_values(image[None]), ())[0], words)[0]
-        cost = F.interpolate(cost, size=label.shape, mode="bilinear")[0]
+        cost = cost_volume(dense_image_features(clip, pixel_values(image[None]).to(clip.device), ())[0], words)[0]
+        cost = F.interpolate(cost, size=label.shape, mode="bilinear")[0].cpu()
         own = torch.from_numpy(np.unique(label))
         all_words.append(cost.argmax(dim=0).numpy())
         own_words.append(own[cost[own.long()].argmax(dim=0)].numpy())
@@ -72,16 +76,16 @@ def evaluate_catseg(
     A CAT-Seg with all words, with each scene's own, and with these and a few others: `absent_share` of the pixels go
     to words that are not in the scene.
     """
-    model = CATSegForSemanticSegmentation.from_pretrained(folder, dtype=dtype).eval()
+    model = CATSegForSemanticSegmentation.from_pretrained(folder, dtype=dtype).to(_device()).eval()
     processor = CATSegProcessor.from_pretrained(folder)
-    vocabulary = model.get_text_embeds(processor(text=list(classes())).input_ids)
+    vocabulary = model.get_text_embeds(processor(text=list(classes())).input_ids.to(model.device))
     rng = np.random.default_rng(seed)
 
     def segment(image: np.ndarray, class_ids: np.ndarray) -> np.ndarray:
-        pixels = processor(images=Image.fromarray(image), sliding_window=False).pixel_values.to(dtype)
+        pixels = processor(images=Image.fromarray(image), sliding_window=False).pixel_values.to(model.device, dtype)
         logits = model(pixels, text_embeds=vocabulary[class_ids.tolist()], sliding_window=False).logits
         logits = F.interpolate(logits.float(), size=image.shape[:2], mode="bilinear")
-        return class_ids[logits[0].argmax(dim=0).numpy()]
+        return class_ids[logits[0].argmax(dim=0).cpu().numpy()]
 
     every = np.arange(len(classes()))
     all_words, own_words, absent = [], [], []

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
@@ -196,19 +197,19 @@ def validate(
     """
     clip.eval()
     words = text_embeds(clip, word_ids)
-    tensors = scene_tensors(scenes, tokenizer)
+    tensors = send_to_device(scene_tensors(scenes, tokenizer), clip.device)
     embeds, predictions = [], []
     for pixels, part in zip(tensors["pixel_values"].split(16), range(0, len(scenes), 16), strict=True):
         embeds.append(F.normalize(image_embeds(clip, pixels)[0], dim=-1))
         cost = cost_volume(dense_image_features(clip, pixels, ())[0], words[:, None])[:, 0]
         size = scenes[part].labels.shape
-        predictions.append(F.interpolate(cost, size=size, mode="bilinear").argmax(dim=1).numpy())
+        predictions.append(F.interpolate(cost, size=size, mode="bilinear").argmax(dim=1).cpu().numpy())
     captions = text_embeds(clip, tensors["caption_ids"])
     nearest = (torch.cat(embeds) @ captions.T).argmax(dim=-1)
     ious = word_iou(np.concatenate(predictions), np.stack([scene.labels for scene in scenes]))
     clip.train()
     return {
-        "retrieval_accuracy": (nearest == torch.arange(len(scenes))).float().mean().item(),
+        "retrieval_accuracy": (nearest.cpu() == torch.arange(len(scenes))).float().mean().item(),
         "seen_miou": float(np.nanmean([ious[word] for word in seen_words()])),
         "unseen_miou": float(np.nanmean([ious[word] for word in unseen_words()])),
     }
@@ -221,6 +222,7 @@ def pretrain(
     save_steps: int = 100,
     validation_steps: int = 100,
     num_validation_scenes: int = 128,
+    num_workers: int = 1,
     log: Callable[[str], None] = print,
 ):
     """
@@ -243,12 +245,12 @@ def pretrain(
         raise UserError(f"The folder {output_dir} exists and holds no unfinished run: name another, or remove it.")
     tokenizer = load_tokenizer()
     word_ids = tokenizer([PROMPT.format(word) for word in classes()], padding=True, return_tensors="pt").input_ids
-    model = ContrastivePretraining(build_clip(config, tokenizer), word_ids, config.patch_weight)
+    model = ContrastivePretraining(build_clip(config, tokenizer), word_ids, config.patch_weight).to(accelerator.device)
     optimizers = build_optimizers(model.clip, config)
     steps = list(config.batches())
     first_step = 0
     if state_file.exists():
-        state = torch.load(state_file, weights_only=True)
+        state = torch.load(state_file, map_location="cpu", weights_only=True)
         if state["config"] != json.dumps(asdict(config)):
             raise UserError(f"{output_dir} holds a run with other settings ({state['config']}): name another folder.")
         model.load_state_dict(state["model"])
@@ -258,7 +260,7 @@ def pretrain(
 
     share = slice(accelerator.process_index, None, accelerator.num_processes)
     dataset = SceneBatches(glyphs, tokenizer, config, steps[first_step:], share)
-    loader = DataLoader(dataset, batch_size=None, num_workers=1, prefetch_factor=4)
+    loader = DataLoader(dataset, batch_size=None, num_workers=num_workers, prefetch_factor=4)
     prepared = accelerator.prepare_model(model)
     scenes = []
     if accelerator.is_main_process:
@@ -273,7 +275,7 @@ def pretrain(
         for optimizer, rate in zip(optimizers, (config.muon_learning_rate, config.learning_rate), strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = rate * factor
-        losses = prepared(**batch)
+        losses = prepared(**send_to_device(batch, accelerator.device))
         accelerator.backward(losses["loss"])
         for optimizer in optimizers:
             optimizer.step()
@@ -287,7 +289,7 @@ def pretrain(
                 "size": steps[step][0].size,
                 **{name: loss.item() for name, loss in losses.items()},
             }
-            record |= validate(model.clip, tokenizer, word_ids, scenes)
+            record |= validate(model.clip, tokenizer, model.word_ids, scenes)
             log(json.dumps({name: round(value, 4) for name, value in record.items()}))
             with (output_dir / HISTORY_FILE).open("a") as file:
                 file.write(json.dumps(record) + "\n")
