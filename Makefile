@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # A process for every core; the tests of a file share what they set up.
 IN_PARALLEL := --numprocesses auto --dist loadfile
 
-.PHONY: demo app space test test-slow quality embedded-model
+.PHONY: demo app space test test-slow quality embedded-model embedded-model-controls
 
 demo: $(VENV)/.demo
 	$(BIN)/python demo/segment_photo.py
@@ -34,33 +34,66 @@ quality: $(VENV)/.test
 	$(BIN)/ruff format --check .
 
 # Trains the model that is shipped, from nothing. A run that was stopped goes on when this is called again.
+# On a GPU: make embedded-model PROCESSES=1 WORKERS=12
 WORLD := embedded-model
-TWO_PROCESSES := $(BIN)/python -m torch.distributed.run --nproc_per_node 2
+SHIPPED := src/catseg_hf/embedded_model
+PROCESSES ?= 2
+WORKERS ?= 1
+LAUNCH := OMP_NUM_THREADS=1 $(BIN)/python -m torch.distributed.run --nproc_per_node $(PROCESSES)
+DRAW := $(BIN)/python training/emoji_world.py
+PRETRAIN := $(LAUNCH) training/pretrain_clip.py --dataloader_num_workers $(WORKERS)
+EVALUATE := $(BIN)/python training/evaluate_world.py --json $(WORLD)/results.json
+FINE_TUNE = $(LAUNCH) training/train.py --config_overrides training/catseg_training/world/catseg.json \
+	--prior_probability 0.05 --dataset_name $(WORLD)/scenes --vocabulary $(WORLD)/scenes/classes.json \
+	--training_vocabulary $(WORLD)/scenes/seen.json --classes_per_step 20 --crop_size 128 --no-color_jitter \
+	--learning_rate 2e-3 --clip_lr_multiplier 0.05 --per_device_train_batch_size $$((8 / $(PROCESSES))) \
+	--max_train_steps 2000 --num_warmup_steps 50 --skip_evaluation --checkpointing_steps 200 \
+	--checkpoints_total_limit 1 --resume_from_checkpoint latest --dataloader_num_workers $(WORKERS) \
+	--output_dir $(@D)
 
-embedded-model: $(WORLD)/results.json
-	$(BIN)/python training/ship_world_model.py --model $(WORLD)/catseg --results $< --output src/catseg_hf/embedded_model
+embedded-model: $(WORLD)/catseg-1/model.safetensors
+	$(BIN)/python training/ship_world_model.py --output $(SHIPPED) --model $(WORLD)/catseg-1
+	$(EVALUATE) --name catseg --scenes $(WORLD)/scenes --model $(SHIPPED)
+	$(EVALUATE) --name clip --scenes $(WORLD)/scenes --clip $(WORLD)/clip
+	$(BIN)/python training/ship_world_model.py --output $(SHIPPED) --results $(WORLD)/results.json
+
+# The rows of the card that say what each stage is worth, and how far the seed, the arithmetic and the style matter.
+embedded-model-controls: $(addprefix $(WORLD)/,$(addsuffix /model.safetensors,catseg-2 catseg-3 plain-clip without-pretraining)) \
+		$(WORLD)/fluent/images/test
+	$(EVALUATE) --name catseg_seed_2 --scenes $(WORLD)/scenes --model $(WORLD)/catseg-2
+	$(EVALUATE) --name catseg_seed_3 --scenes $(WORLD)/scenes --model $(WORLD)/catseg-3
+	$(EVALUATE) --name plain_clip --scenes $(WORLD)/scenes --clip $(WORLD)/plain-clip
+	$(EVALUATE) --name catseg_without_pretraining --scenes $(WORLD)/scenes --model $(WORLD)/without-pretraining
+	$(EVALUATE) --name sliding_window --scenes $(WORLD)/scenes --model $(SHIPPED) --all_words_only --sliding_window
+	$(EVALUATE) --name bfloat16 --scenes $(WORLD)/scenes --model $(SHIPPED) --all_words_only --dtype bfloat16
+	$(EVALUATE) --name compiled --scenes $(WORLD)/scenes --model $(SHIPPED) --all_words_only --compile
+	$(EVALUATE) --name other_style --scenes $(WORLD)/fluent --model $(SHIPPED)
+	$(BIN)/python training/ship_world_model.py --output $(SHIPPED) --results $(WORLD)/results.json
 
 $(WORLD)/scenes/images/test: | $(VENV)/.training
 	rm -rf $(WORLD)/scenes
-	$(BIN)/python training/emoji_world.py --output $(WORLD)/scenes --num_scenes 4000 --seed 1001 --hide_unseen
-	$(BIN)/python training/emoji_world.py --output $(WORLD)/scenes --num_scenes 200 --seed 1002 --split validation
-	$(BIN)/python training/emoji_world.py --output $(WORLD)/scenes --num_scenes 500 --seed 1003 --split test
+	$(DRAW) --output $(WORLD)/scenes --num_scenes 8000 --seed 1001 --hide_unseen
+	$(DRAW) --output $(WORLD)/scenes --num_scenes 200 --seed 1002 --split validation
+	$(DRAW) --output $(WORLD)/scenes --num_scenes 500 --seed 1003 --split test
+
+$(WORLD)/fluent/images/test: | $(VENV)/.training
+	cd $(WORLD) && npm pack --silent @iconify-json/fluent-emoji-flat@1.2.6 && tar xzf iconify-json-*.tgz
+	$(DRAW) --output $(WORLD)/fluent --num_scenes 500 --seed 1003 --split test --icons $(WORLD)/package
 
 $(WORLD)/clip/model.safetensors: | $(VENV)/.training
-	OMP_NUM_THREADS=1 $(TWO_PROCESSES) training/pretrain_clip.py --output_dir $(WORLD)/clip
+	$(PRETRAIN) --output_dir $(@D)
 
-$(WORLD)/catseg/model.safetensors: $(WORLD)/clip/model.safetensors | $(WORLD)/scenes/images/test
-	OMP_NUM_THREADS=1 $(TWO_PROCESSES) training/train.py --clip_model_name_or_path $(WORLD)/clip \
-		--config_overrides training/catseg_training/world/catseg.json --prior_probability 0.05 \
-		--dataset_name $(WORLD)/scenes --vocabulary $(WORLD)/scenes/classes.json \
-		--training_vocabulary $(WORLD)/scenes/seen.json --classes_per_step 20 --crop_size 128 --no-color_jitter \
-		--learning_rate 2e-3 --clip_lr_multiplier 0.05 --per_device_train_batch_size 4 --max_train_steps 240 \
-		--num_warmup_steps 20 --skip_evaluation --checkpointing_steps 60 --checkpoints_total_limit 1 --seed 1 \
-		--resume_from_checkpoint latest --output_dir $(WORLD)/catseg
+$(WORLD)/plain-clip/model.safetensors: | $(VENV)/.training
+	$(PRETRAIN) --output_dir $(@D) --patch_weight 0
 
-$(WORLD)/results.json: $(WORLD)/catseg/model.safetensors
-	$(BIN)/python training/evaluate_world.py --scenes $(WORLD)/scenes --split test --clip $(WORLD)/clip \
-		--model $(WORLD)/catseg --json $@
+$(WORLD)/random-clip/model.safetensors: | $(VENV)/.training
+	$(PRETRAIN) --output_dir $(@D) --scenes 0
+
+$(WORLD)/catseg-%/model.safetensors: $(WORLD)/clip/model.safetensors | $(WORLD)/scenes/images/test
+	$(FINE_TUNE) --clip_model_name_or_path $(<D) --seed $*
+
+$(WORLD)/without-pretraining/model.safetensors: $(WORLD)/random-clip/model.safetensors | $(WORLD)/scenes/images/test
+	$(FINE_TUNE) --clip_model_name_or_path $(<D) --seed 1
 
 $(VENV)/.%: setup.cfg pyproject.toml
 	test -d $(VENV) || $(PYTHON) -m venv $(VENV)

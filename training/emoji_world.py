@@ -13,7 +13,7 @@ from pathlib import Path
 from catseg_hf.errors import UserError
 from catseg_training.arguments import positive
 from catseg_training.world.folders import write_scenes
-from catseg_training.world.glyphs import FONT_FILE, EmojiFont, GlyphCache
+from catseg_training.world.glyphs import FONT_FILE, EmojiFont, FluentIcons, GlyphCache
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -25,10 +25,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--split", default="train", metavar="NAME", help="(default: %(default)s)")
     parser.add_argument("--size", type=positive(int), default=128, metavar="PIXELS", help="(default: %(default)s)")
     parser.add_argument("--font", type=Path, default=FONT_FILE, metavar="FILE", help="(default: %(default)s)")
+    parser.add_argument(
+        "--icons",
+        type=Path,
+        metavar="DIR",
+        help="draw the things in another style: the npm package @iconify-json/fluent-emoji-flat, unpacked",
+    )
     parser.add_argument("--hide_unseen", action="store_true", help="label the words without masks 255")
     options = parser.parse_args(arguments)
     try:
-        glyphs = GlyphCache(EmojiFont(options.font))
+        glyphs = GlyphCache(FluentIcons(options.icons) if options.icons else EmojiFont(options.font))
         write_scenes(
             options.output,
             glyphs,

@@ -1,16 +1,27 @@
 """Scores models on scenes of the emoji world.
 
-python training/evaluate_world.py --scenes DIR --split test --clip CLIP --model CATSEG --json results.json
+  python training/evaluate_world.py --scenes DIR --split test --clip CLIP --model CATSEG --json results.json
+
+Every run adds its scores to the file, under the name that `--name` gives.
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
 import torch
 
+from catseg_hf.errors import UserError
 from catseg_training.arguments import positive
-from catseg_training.world.evaluation import evaluate_catseg, evaluate_clip, read_scenes, write_evaluation
+from catseg_training.world.evaluation import (
+    Segmenter,
+    evaluate_all_words,
+    evaluate_catseg,
+    evaluate_clip,
+    read_scenes,
+    write_evaluation,
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -19,19 +30,33 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--scenes", type=Path, required=True, metavar="DIR", help="what emoji_world.py wrote")
     parser.add_argument("--split", default="test", metavar="NAME", help="(default: %(default)s)")
     parser.add_argument("--num_scenes", type=positive(int), metavar="N", help="the first N only")
-    parser.add_argument("--clip", type=Path, metavar="DIR", help="what pretrain_clip.py wrote")
-    parser.add_argument("--model", type=Path, metavar="DIR", help="what train.py wrote")
+    models = parser.add_mutually_exclusive_group(required=True)
+    models.add_argument("--clip", type=Path, metavar="DIR", help="what pretrain_clip.py wrote: its arg max is scored")
+    models.add_argument("--model", type=Path, metavar="DIR", help="what train.py wrote, or the shipped model")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--sliding_window", action="store_true", help="look at windows of the enlarged scene")
+    parser.add_argument("--compile", action="store_true", help="with torch.compile")
+    parser.add_argument("--all_words_only", action="store_true", help="leave out the scene's own and absent words")
+    parser.add_argument("--name", required=True, help="of the scores in the file")
     parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="where the scores go")
     options = parser.parse_args(arguments)
-    images, labels = read_scenes(options.scenes, options.split, options.num_scenes)
-    results = {"num_scenes": len(images)}
-    if options.clip is not None:
-        results["clip"] = evaluate_clip(options.clip, images, labels)
-        write_evaluation(options.json, results)
-    if options.model is not None:
-        results["catseg"] = evaluate_catseg(options.model, images, labels, getattr(torch, options.dtype))
+    try:
+        images, labels = read_scenes(options.scenes, options.split, options.num_scenes)
+        if options.clip is not None:
+            scores = evaluate_clip(options.clip, images, labels)
+        else:
+            segment = Segmenter(options.model, getattr(torch, options.dtype), options.sliding_window, options.compile)
+            if options.all_words_only:
+                scores = {"all_words": evaluate_all_words(segment, images, labels)}
+            else:
+                scores = evaluate_catseg(segment, images, labels)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    results = json.loads(options.json.read_text()) if options.json.exists() else {}
+    results[options.name] = {"num_scenes": len(images), **scores}
     write_evaluation(options.json, results)
+    print(json.dumps({options.name: results[options.name]}, indent=1))
     return 0
 
 

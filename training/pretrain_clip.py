@@ -10,6 +10,7 @@ from pathlib import Path
 
 from catseg_hf.errors import UserError
 from catseg_hf.files import read_json
+from catseg_training.arguments import positive
 from catseg_training.world.glyphs import FONT_FILE, EmojiFont, GlyphCache
 from catseg_training.world.pretraining import Phase, PretrainingConfig, pretrain
 
@@ -24,8 +25,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--font", type=Path, default=FONT_FILE, help="NotoColorEmoji.ttf")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--patch_weight", type=float, default=1.0, help="0: plain CLIP, nothing learnt on patches")
-    parser.add_argument("--scenes", type=float, default=1.0, help="share of the recipe's scenes to train on")
-    parser.add_argument("--dataloader_num_workers", type=int, default=1, help="that draw scenes, for every process")
+    parser.add_argument(
+        "--scenes",
+        type=positive(float, or_zero=True),
+        default=1.0,
+        help="share of the recipe's scenes to train on; 0: the random weights that training starts from",
+    )
+    parser.add_argument(
+        "--dataloader_num_workers", type=positive(int), default=1, help="that draw scenes, for every process"
+    )
     parser.add_argument("--save_steps", type=int, default=100)
     parser.add_argument("--validation_steps", type=int, default=100)
     options = parser.parse_args(arguments)
@@ -34,6 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         phases = [
             Phase(**{**phase, "num_scenes": round(options.scenes * phase["num_scenes"])})
             for phase in recipe.pop("phases")
+            if options.scenes
         ]
         config = PretrainingConfig(phases, seed=options.seed, patch_weight=options.patch_weight, **recipe)
         pretrain(

@@ -1,23 +1,29 @@
-"""Puts a trained model of the emoji world where the package ships it.
+"""Puts a trained model of the emoji world where the package ships it: the weights, and then a card with its scores.
 
-python training/ship_world_model.py --model CATSEG --results results.json --output src/catseg_hf/embedded_model
+python training/ship_world_model.py --output src/catseg_hf/embedded_model --model CATSEG
+python training/ship_world_model.py --output src/catseg_hf/embedded_model --results results.json
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-from catseg_training.world.shipping import ship
+from catseg_training.world.shipping import write_card, write_half
 
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="what train.py wrote")
-    parser.add_argument("--results", type=Path, required=True, metavar="FILE", help="what evaluate_world.py wrote")
+    parser.add_argument("--model", type=Path, metavar="DIR", help="what train.py wrote")
+    parser.add_argument("--results", type=Path, metavar="FILE", help="what evaluate_world.py wrote")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     options = parser.parse_args(arguments)
-    ship(options.model, options.results, options.output)
+    if options.model is None and options.results is None:
+        parser.error("give --model, --results or both")
+    if options.model is not None:
+        write_half(options.model, options.output)
+    if options.results is not None:
+        write_card(options.results, options.output)
     return 0
 
 

@@ -12,6 +12,7 @@ from tqdm.auto import tqdm
 from transformers import CLIPModel, CLIPTokenizer
 
 from catseg_hf import CATSegForSemanticSegmentation, CATSegProcessor
+from catseg_hf.files import replaced_file
 from catseg_hf.modeling_catseg import cost_volume, dense_image_features
 
 from .captions import PROMPT
@@ -68,39 +69,71 @@ def evaluate_clip(folder: Path, images: np.ndarray, labels: np.ndarray) -> dict[
     }
 
 
-@torch.no_grad()
-def evaluate_catseg(
-    folder: Path, images: np.ndarray, labels: np.ndarray, dtype: torch.dtype = torch.float32, seed: int = 0
-) -> dict[str, Any]:
+class Segmenter:
+    """
+    A CAT-Seg that gives every pixel of a scene one of some words.
+
+    Args:
+        folder (`Path`): What train.py wrote, or the shipped model.
+        dtype (`torch.dtype`): What it computes in.
+        sliding_window (`bool`): Whether it sees windows of the enlarged scene, or the scene as it is.
+        compiled (`bool`): Whether `torch.compile` has its forward pass.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        dtype: torch.dtype = torch.float32,
+        sliding_window: bool = False,
+        compiled: bool = False,
+    ):
+        self._model = CATSegForSemanticSegmentation.from_pretrained(folder, dtype=dtype).to(_device()).eval()
+        self._processor = CATSegProcessor.from_pretrained(folder)
+        self._sliding_window = sliding_window
+        input_ids = self._processor(text=list(classes())).input_ids.to(self._model.device)
+        with torch.no_grad():
+            self._text_embeds = self._model.get_text_embeds(input_ids)
+        self._forward = torch.compile(self._model) if compiled else self._model
+
+    @torch.no_grad()
+    def __call__(self, image: np.ndarray, class_ids: np.ndarray) -> np.ndarray:
+        """The class id, one of `class_ids`, of every pixel of an image `(H, W, 3)`: `(H, W)`."""
+        inputs = self._processor(images=Image.fromarray(image), sliding_window=self._sliding_window)
+        logits = self._forward(
+            inputs.pixel_values.to(self._model.device, self._model.dtype),
+            text_embeds=self._text_embeds[class_ids.tolist()],
+            sliding_window=self._sliding_window,
+        ).logits
+        logits = F.interpolate(logits.float(), size=image.shape[:2], mode="bilinear")
+        return class_ids[logits[0].argmax(dim=0).cpu().numpy()]
+
+
+def evaluate_all_words(segment: Segmenter, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """[`mean_ious`] with all words as the vocabulary."""
+    every = np.arange(len(classes()))
+    return mean_ious(np.stack([segment(image, every) for image in tqdm(images, mininterval=20)]), labels)
+
+
+def evaluate_catseg(segment: Segmenter, images: np.ndarray, labels: np.ndarray, seed: int = 0) -> dict[str, Any]:
     """
     A CAT-Seg with all words, with each scene's own, and with these and a few others: `absent_share` of the pixels go
     to words that are not in the scene.
     """
-    model = CATSegForSemanticSegmentation.from_pretrained(folder, dtype=dtype).to(_device()).eval()
-    processor = CATSegProcessor.from_pretrained(folder)
-    vocabulary = model.get_text_embeds(processor(text=list(classes())).input_ids.to(model.device))
     rng = np.random.default_rng(seed)
-
-    def segment(image: np.ndarray, class_ids: np.ndarray) -> np.ndarray:
-        pixels = processor(images=Image.fromarray(image), sliding_window=False).pixel_values.to(model.device, dtype)
-        logits = model(pixels, text_embeds=vocabulary[class_ids.tolist()], sliding_window=False).logits
-        logits = F.interpolate(logits.float(), size=image.shape[:2], mode="bilinear")
-        return class_ids[logits[0].argmax(dim=0).cpu().numpy()]
-
     every = np.arange(len(classes()))
-    all_words, own_words, absent = [], [], []
+    own_words, absent = [], []
     for image, label in tqdm(list(zip(images, labels, strict=True)), mininterval=20):
-        own = np.unique(label)
+        own = np.unique(label).astype(int)
         others = rng.choice(np.setdiff1d(every, own), NUM_ABSENT, replace=False)
-        all_words.append(segment(image, every))
-        own_words.append(segment(image, own.astype(int)))
-        absent.append(np.isin(segment(image, np.concatenate([own.astype(int), others])), others).mean())
+        own_words.append(segment(image, own))
+        absent.append(np.isin(segment(image, np.concatenate([own, others])), others).mean())
     return {
-        "all_words": mean_ious(np.stack(all_words), labels),
+        "all_words": evaluate_all_words(segment, images, labels),
         "own_words": mean_ious(np.stack(own_words), labels),
         "absent_share": float(np.mean(absent)),
     }
 
 
 def write_evaluation(path: Path, results: dict[str, Any]):
-    path.write_text(json.dumps(results, indent=1) + "\n")
+    with replaced_file(path) as file:
+        file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

@@ -1,5 +1,7 @@
 """Images of the things, from Noto Color Emoji or from anything else that draws a word."""
 
+import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,6 +58,45 @@ class EmojiFont:
     def __call__(self, word: str) -> Image.Image:
         """The word's emoji, RGBA, cut to what is drawn."""
         image = self._draw(things()[word])
+        return image.crop(image.getbbox())
+
+
+class FluentIcons:
+    """
+    Draws words as Microsoft's Fluent emoji, a style that no model of this world is trained on.
+
+    Args:
+        folder (`Path`): The npm package `@iconify-json/fluent-emoji-flat`, unpacked.
+
+    Raises:
+        UserError: If there is no such package, it lacks an emoji, or nothing that draws SVG is installed.
+    """
+
+    def __init__(self, folder: Path):
+        try:
+            from resvg_py import svg_to_bytes
+        except ImportError as error:
+            raise UserError("Drawing icons needs resvg_py: `pip install resvg_py`.") from error
+        remedy = "Unpack the npm package `@iconify-json/fluent-emoji-flat` and name its folder with `--icons`."
+        try:
+            names = json.loads((folder / "chars.json").read_text(encoding="utf-8"))
+            icons = json.loads((folder / "icons.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(f"{folder} holds no icons ({error}). {remedy}") from None
+        self._svg_to_bytes = svg_to_bytes
+        self._size = f"{icons.get('width', 16)} {icons.get('height', 16)}"
+        self._bodies = {}
+        for word, emoji in things().items():
+            name = names.get("-".join(f"{ord(character):x}" for character in emoji))
+            if name not in icons["icons"]:
+                raise UserError(f"{folder} has no icon for {word!r} ({emoji}). {remedy}")
+            self._bodies[word] = icons["icons"][name]["body"]
+
+    def __call__(self, word: str) -> Image.Image:
+        """The word's icon, RGBA, cut to what is drawn."""
+        svg = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self._size}">{self._bodies[word]}</svg>'
+        png = self._svg_to_bytes(svg_string=svg, width=LEVELS[-1], height=LEVELS[-1], skip_system_fonts=True)
+        image = Image.open(io.BytesIO(png)).convert("RGBA")
         return image.crop(image.getbbox())
 
 

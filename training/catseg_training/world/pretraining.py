@@ -265,7 +265,7 @@ def pretrain(
     scenes = []
     if accelerator.is_main_process:
         output_dir.mkdir(parents=True, exist_ok=True)
-        size = config.phases[-1].size
+        size = config.vision["image_size"]
         scenes = [draw_scene(glyphs, VALIDATION_SEED, index, size) for index in range(num_validation_scenes)]
     progress = tqdm(
         loader, total=len(steps), initial=first_step, disable=not accelerator.is_main_process, mininterval=10
