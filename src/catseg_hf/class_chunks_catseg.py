@@ -53,4 +53,4 @@ class ClassChunks(list[torch.Tensor]):
 
     def join(self) -> torch.Tensor:
         """The tokens `(B, T, H, W, C)` in one tensor."""
-        return torch.cat(self, dim=1)
+        return torch.cat([*self], dim=1)

@@ -51,7 +51,8 @@ def results_table(results: dict[str, Any]) -> str:
                 for vocabulary in ("all_words", "own_words")
                 for kind in ("seen", "unseen")
             ]
-            lines.append(f"| {description} | {' | '.join(cells)} |")
+            note = f" ({results[name]['note']})" if "note" in results[name] else ""
+            lines.append(f"| {description}{note} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -76,7 +77,7 @@ mIoU in per cent on {results["catseg"]["num_scenes"]} test scenes, over words wi
 {results_table(results)}
 
 The recipe was chosen on validation scenes. Asked for ten words that are not in a scene beside those that are,
-CAT-Seg gives them {100 * results["catseg"]["absent_share"]:.2f} % of the pixels. Commands, from the repository:
+CAT-Seg gives them {100 * results["catseg"]["absent_share"]:.3f} % of the pixels. Commands, from the repository:
 
 ```
 make embedded-model           # trains both stages, scores the model and writes this folder
