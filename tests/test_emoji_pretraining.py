@@ -1,10 +1,13 @@
 """The pretraining of the emoji world's CLIP: its losses, its optimiser, and runs that were killed."""
 
+import json
+
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
 from transformers import CLIPModel, CLIPTokenizer
 
+import pretrain_clip
 from catseg_hf.errors import UserError
 from catseg_hf.modeling_catseg import dense_image_features
 from catseg_training.world.captions import PROMPT
@@ -127,3 +130,17 @@ def test_fewer_scenes_than_a_batch(run, tmp_path):
     with pytest.raises(UserError, match="3 scenes, fewer than its batch of 4"):
         run(tmp_path / "out", tiny_config(3))
     assert not (tmp_path / "out").exists()
+
+
+def test_no_scenes_leave_random_weights(tmp_path, monkeypatch):
+    monkeypatch.setattr(pretrain_clip, "EmojiFont", lambda path: draw_disc)
+    try:
+        assert pretrain_clip.main(["--output_dir", str(tmp_path / "clip"), "--scenes", "0"]) == 0
+    finally:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+    saved = CLIPModel.from_pretrained(tmp_path / "clip")
+    recipe = json.loads(pretrain_clip.RECIPE.read_text())
+    recipe.pop("phases")
+    initial = build_clip(PretrainingConfig([], **recipe), load_tokenizer())
+    assert all(tensor.equal(saved.state_dict()[name]) for name, tensor in initial.state_dict().items())

@@ -12,7 +12,7 @@ from catseg_hf.errors import UserError
 from catseg_training.world import scenes
 from catseg_training.world.captions import caption
 from catseg_training.world.folders import write_scenes
-from catseg_training.world.glyphs import EmojiFont, GlyphCache
+from catseg_training.world.glyphs import EmojiFont, FluentIcons, GlyphCache
 from catseg_training.world.scenes import draw_scene
 from catseg_training.world.words import backgrounds, classes, noun_phrase, seen_words, things, unseen_words
 
@@ -125,3 +125,25 @@ def test_no_font(tmp_path, capsys):
     assert emoji_world.main([str(argument) for argument in arguments]) == 1
     assert "fonts-noto-color-emoji" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def write_icons(folder: Path, words: list[str]) -> Path:
+    """Red squares, in the layout of the icons' npm package."""
+    folder.mkdir()
+    names = {"-".join(f"{ord(character):x}" for character in things()[word]): word for word in words}
+    icons = {word: {"body": '<rect x="4" y="8" width="24" height="12" fill="red"/>'} for word in words}
+    (folder / "chars.json").write_text(json.dumps(names))
+    (folder / "icons.json").write_text(json.dumps({"icons": icons, "width": 32, "height": 32}))
+    return folder
+
+
+def test_icons_of_another_style(tmp_path):
+    icon = FluentIcons(write_icons(tmp_path / "icons", list(things())))("cat")
+    assert icon.size == (120, 60) and icon.getpixel((60, 30)) == (255, 0, 0, 255)
+
+
+def test_incomplete_icons(tmp_path):
+    with pytest.raises(UserError, match="fluent-emoji-flat.*--icons"):
+        FluentIcons(tmp_path)
+    with pytest.raises(UserError, match="no icon for 'zebra'"):
+        FluentIcons(write_icons(tmp_path / "icons", list(things())[:-1]))

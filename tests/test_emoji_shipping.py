@@ -1,0 +1,48 @@
+"""The shipped folder: what is written from a trained model and from its scores."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import ship_world_model
+from catseg_hf import EMBEDDED_MODEL
+from catseg_training.world.shipping import results_table
+
+
+RESULTS = {
+    "catseg": {
+        "num_scenes": 7,
+        "all_words": {"seen": 0.8, "unseen": 0.7},
+        "own_words": {"seen": 0.9, "unseen": 0.85},
+        "absent_share": 0.0123,
+    },
+    "bfloat16": {"num_scenes": 7, "note": "a note", "all_words": {"seen": 0.79, "unseen": 0.69}},
+}
+
+
+def test_table():
+    *_, catseg, bfloat16 = results_table(RESULTS).splitlines()
+    assert catseg == "| CAT-Seg | 80.0 | 70.0 | 90.0 | 85.0 |"
+    assert bfloat16 == "| CAT-Seg, bfloat16 (a note) | 79.0 | 69.0 |  |  |"
+
+
+def test_ship(tmp_path):
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps(RESULTS))
+    folder = tmp_path / "shipped"
+    arguments = ["--model", EMBEDDED_MODEL, "--results", str(results), "--output", str(folder)]
+    assert ship_world_model.main(arguments) == 0
+    assert {path.name for path in folder.iterdir()} == {path.name for path in Path(EMBEDDED_MODEL).iterdir()}
+    shipped, weights = (load_file(Path(name) / "model.safetensors") for name in (EMBEDDED_MODEL, folder))
+    assert all(tensor.dtype != torch.float32 and tensor.equal(shipped[name]) for name, tensor in weights.items())
+    card = (folder / "README.md").read_text()
+    assert "7 test scenes" in card and "1.230 % of the pixels" in card
+
+
+def test_nothing_to_ship(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        ship_world_model.main(["--output", str(tmp_path / "shipped")])
+    assert "--model, --results or both" in capsys.readouterr().err
