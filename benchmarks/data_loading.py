@@ -2,7 +2,7 @@
 
     PYTHONPATH=training python benchmarks/data_loading.py --json result.json
 
-Pictures and label maps are made first, in a temporary folder in the layout of COCO-Stuff, with files of about 150 kB
+Images and label maps are made first, in a temporary folder in the layout of COCO-Stuff, with files of about 150 kB
 and 7 kB.
 """
 
@@ -28,14 +28,14 @@ NUM_LABELS = 171
 
 
 def resized_noise(generator: np.random.Generator, height: int, width: int, channels: int) -> np.ndarray:
-    """Random values on a coarse grid, `(height, width, channels)`, interpolated to the size of a picture."""
+    """Random values on a coarse grid, `(height, width, channels)`, interpolated to the size of an image."""
     noise = generator.integers(0, 256, (height, width, channels), dtype=np.uint8)
     planes = [Image.fromarray(noise[..., channel]).resize((WIDTH, HEIGHT)) for channel in range(channels)]
     return np.stack([np.asarray(plane, dtype=np.float32) for plane in planes], axis=-1)
 
 
 def write_pair(root: Path, index: int, generator: np.random.Generator) -> int:
-    """Writes a picture of blobs, texture and grain with a label map of wavy regions; returns the bytes of both."""
+    """Writes an image of blobs, texture and grain with a label map of wavy regions; returns the bytes of both."""
     pixels = 0.6 * resized_noise(generator, 6, 8, 3) + 0.3 * resized_noise(generator, 60, 80, 3)
     pixels += generator.normal(20, 10, (HEIGHT, WIDTH, 1))
     waves = resized_noise(generator, 12, 16, 2) / 6
@@ -66,7 +66,7 @@ def crops_per_second(crops: TrainingCrops, num_workers: int, num_epochs: int, ba
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=64, help="different files (%(default)s)")
+    parser.add_argument("--images", type=int, default=64, help="different files (%(default)s)")
     parser.add_argument("--epochs", type=int, default=3, help="timed passes over them in a row (%(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="timings; the fastest counts (%(default)s)")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2], help="numbers of workers to try (0 2)")
@@ -81,7 +81,7 @@ def main():
         for name in ("images", "stuffthingmaps"):
             (Path(folder) / name / "train2017").mkdir(parents=True)
         generator = np.random.default_rng(0)
-        num_bytes = sum(write_pair(Path(folder), index, generator) for index in range(arguments.pictures))
+        num_bytes = sum(write_pair(Path(folder), index, generator) for index in range(arguments.images))
         dataset = load_segmentation_data(folder, "train")
         crops = TrainingCrops(dataset, NUM_LABELS, arguments.crop_size, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, seed=0)
         rates = {
@@ -97,7 +97,7 @@ def main():
         **{name: value for name, value in vars(arguments).items() if name not in ("json", "workers")},
         "machine": machine_name,
         "torch": torch.__version__,
-        "kilobytes_per_pair": num_bytes / arguments.pictures / 1e3,
+        "kilobytes_per_pair": num_bytes / arguments.images / 1e3,
         "crops_per_second_by_workers": rates,
     }
     text = json.dumps(result, indent=2)

@@ -19,8 +19,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--architecture", choices=ARCHITECTURES, default="base", help="released size (%(default)s)")
     parser.add_argument("--classes", type=int, default=171, help="size of the vocabulary (%(default)s)")
-    parser.add_argument("--sliding_window", action="store_true", help="a whole picture instead of one crop")
-    parser.add_argument("--batch_size", type=int, default=1, help="pictures at once (%(default)s)")
+    parser.add_argument("--sliding_window", action="store_true", help="a whole image instead of one crop")
+    parser.add_argument("--batch_size", type=int, default=1, help="images at once (%(default)s)")
     parser.add_argument(
         "--dtype",
         choices=["float32", "bfloat16", "float16"],

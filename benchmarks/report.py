@@ -74,7 +74,7 @@ def table() -> str:
         "| training data and metric | |",
         "|---|---|",
         f"| training crops from 640 x 480 JPEGs, 2 workers | {loading['2']:.0f} a second |",
-        f"| mean IoU of {metric['pictures']} pictures, {metric['classes']} classes | {metric['seconds']:.2f} s |",
+        f"| mean IoU of {metric['images']} images, {metric['classes']} classes | {metric['seconds']:.2f} s |",
         f"| the same from lists of label maps | {metric['reference_seconds']:.2f} s |",
     ]
     return "\n".join(lines) + "\n"

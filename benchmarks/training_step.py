@@ -25,7 +25,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--architecture", choices=ARCHITECTURES, default="base", help="released size (%(default)s)")
     parser.add_argument("--classes", type=int, default=171, help="size of the vocabulary (%(default)s)")
-    parser.add_argument("--batch_size", type=int, default=1, help="pictures at once (%(default)s)")
+    parser.add_argument("--batch_size", type=int, default=1, help="images at once (%(default)s)")
     parser.add_argument(
         "--gradient_checkpointing",
         action=argparse.BooleanOptionalAction,

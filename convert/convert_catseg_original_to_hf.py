@@ -132,7 +132,7 @@ def build_processor(
     config: CATSegConfig, tokenizer: str, prompt_templates: Sequence[str] | None = None
 ) -> CATSegProcessor:
     """
-    Pictures and prompts as a model of this configuration takes them.
+    Images and prompts as a model of this configuration takes them.
 
     Raises:
         UserError: If the tokenizer or the templates do not fit the model.

@@ -41,9 +41,9 @@ def main():
         note = "  never shown a mask of it" if segment["label"] in unseen else ""
         print(f"{segment['label']:>16}  score {segment['score']:.2f}  {share:6.1%}{note}")
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
-    picture = arguments.output_dir / "segmentation.png"
-    draw_segmentation(image, result["segmentation"], labels).save(picture)
-    print(f"Wrote {picture}")
+    drawing = arguments.output_dir / "segmentation.png"
+    draw_segmentation(image, result["segmentation"], labels).save(drawing)
+    print(f"Wrote {drawing}")
 
 
 if __name__ == "__main__":

@@ -12,12 +12,12 @@ def write_coco_stuff_folder(
     root: Path, num_train: int = 4, num_val: int = 2, size: tuple[int, int] = (60, 80), seed: int = 0
 ) -> Path:
     """
-    Writes pictures and labels with raw ids, blocks of 255 among them.
+    Writes images and labels with raw ids, blocks of 255 among them.
 
     Args:
         root (`Path`): The folder to write, `images/` and `stuffthingmaps/` in it.
         num_train (`int`), num_val (`int`): Number of pairs.
-        size (`tuple[int, int]`): Height and width of the first picture; every other one is upright.
+        size (`tuple[int, int]`): Height and width of the first image; every other one is upright.
         seed (`int`): Of the contents.
 
     Returns:

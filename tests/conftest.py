@@ -33,7 +33,7 @@ def original_state_dict() -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="session")
 def golden() -> dict[str, torch.Tensor]:
-    """Stage by stage, what the authors' code computes with it for two pictures and five classes."""
+    """Stage by stage, what the authors' code computes with it for two images and five classes."""
     return load_file(FIXTURES / "forward.safetensors")
 
 

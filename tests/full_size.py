@@ -26,7 +26,7 @@ def full_size_state_dict(architecture: str) -> dict[str, torch.Tensor]:
 
 
 def assert_golden(model: CATSegForSemanticSegmentation, architecture: str):
-    """Text features within 1e-4 and probabilities within 1e-5 of what the authors' code computes for one picture."""
+    """Text features within 1e-4 and probabilities within 1e-5 of what the authors' code computes for one image."""
     expected = load_file(FIXTURES / "full" / f"{architecture}.safetensors")
     inputs = load_file(FIXTURES / "full" / f"{ARCHITECTURES[0]}.safetensors")
     with torch.no_grad():

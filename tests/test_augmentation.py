@@ -31,7 +31,7 @@ class ScriptedGenerator:
 
 
 def numbered_picture(height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """A picture whose red and green are its rows and columns, and a label that numbers the pixels."""
+    """An image whose red and green are its rows and columns, and a label that numbers the pixels."""
     rows, columns = np.mgrid[:height, :width]
     image = np.stack([rows, columns, np.zeros_like(rows)], axis=-1).astype(np.uint8)
     return image, (rows * width + columns).astype(np.int32)

@@ -37,13 +37,13 @@ def checkpoint(original_state_dict, processor, tmp_path_factory):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two pictures of different sizes, a file that is no picture, and one that ends too early."""
+    """Two images of different sizes, a file that is no image, and one that ends too early."""
     folder = tmp_path / "photos"
     folder.mkdir()
     image = Image.open(PICTURE).convert("RGB")
     image.save(folder / "first.png")
     image.resize((60, 40)).save(folder / "second.JPG", format="JPEG")
-    (folder / "notes.txt").write_text("not a picture")
+    (folder / "notes.txt").write_text("not an image")
     return folder
 
 
@@ -84,10 +84,10 @@ def test_folder(run, folder, checkpoint, tmp_path):
         "summary.json",
     ]
     assert summary["labels"] == ["cat", "sofa", "wall"] and summary["unreadable"] == []
-    assert [Path(record["picture"]).name for record in summary["pictures"]] == ["first.png", "second.JPG"]
-    assert "Segmented 2 pictures" in printed.out
-    for record in summary["pictures"]:
-        image = Image.open(record["picture"]).convert("RGB")
+    assert [Path(record["image"]).name for record in summary["images"]] == ["first.png", "second.JPG"]
+    assert "Segmented 2 images" in printed.out
+    for record in summary["images"]:
+        image = Image.open(record["image"]).convert("RGB")
         expected = segment_alone(checkpoint, image, summary["labels"])
         label_map = Image.open(tmp_path / "out" / record["labels"])
         assert (record["width"], record["height"]) == image.size == label_map.size
@@ -109,13 +109,13 @@ def test_folder(run, folder, checkpoint, tmp_path):
 
 
 def test_unreadable_files_do_not_stop_the_rest(run, folder, tmp_path):
-    (folder / "broken.png").write_text("not a picture")
+    (folder / "broken.png").write_text("not an image")
     (folder / "cut.png").write_bytes(PICTURE.read_bytes()[:20000])
     (tmp_path / "empty").mkdir()
     arguments = [folder, "absent.jpg", tmp_path / "empty", tmp_path / "*.gif", "http://127.0.0.1:9/photo.jpg"]
     code, printed, summary = run(*arguments, labels="cat", batch_size=3)
     assert code == 1
-    assert len(summary["pictures"]) == 2 and len(summary["unreadable"]) == 6
+    assert len(summary["images"]) == 2 and len(summary["unreadable"]) == 6
     for name in ("broken.png", "cut.png", "absent.jpg", "empty", "*.gif", "photo.jpg"):
         lines = [line for line in printed.err.splitlines() if line.startswith("catseg-hf:") and name in line]
         assert len(lines) == 1
@@ -128,21 +128,21 @@ def test_nothing_to_segment(run, tmp_path, monkeypatch):
     code, printed, summary = run(tmp_path / "empty", labels="cat")
     assert code == 1 and summary is None
     (line,) = printed.err.splitlines()
-    assert line.startswith(f"catseg-hf: The folder {str(tmp_path / 'empty')!r} has no pictures: files of .")
+    assert line.startswith(f"catseg-hf: The folder {str(tmp_path / 'empty')!r} has no images: files of .")
     assert not (tmp_path / "out").exists()
 
 
 def test_the_checkpoints_vocabulary_and_threshold(run, folder, tmp_path):
     code, printed, summary = run(folder / "first.png", threshold=0.45)
     assert code == 0 and summary["labels"] == ["cat", "sofa", "sky", "tree, oak"]
-    (record,) = summary["pictures"]
+    (record,) = summary["images"]
     label_map = np.array(Image.open(tmp_path / "out" / "first_labels.png"))
     assert record["no_class"] == 255 and 0 < (label_map == 255).mean() < 1
     assert set(np.unique(label_map)) == {255} | {segment["index"] for segment in record["segments"]}
     assert Image.open(tmp_path / "out" / "first_labels.png").getpalette()[-3:] == [0, 0, 0]
 
     code, printed, summary = run(folder / "first.png", threshold=1)
-    assert code == 0 and summary["pictures"][0]["segments"] == [] and "no class" in printed.out
+    assert code == 0 and summary["images"][0]["segments"] == [] and "no class" in printed.out
 
 
 def test_many_labels_and_bf16(run, folder, tmp_path):
@@ -150,7 +150,7 @@ def test_many_labels_and_bf16(run, folder, tmp_path):
     assert code == 0 and summary["labels"] == load_vocabulary("pascal_context_459")
     label_map = Image.open(tmp_path / "out" / "second_labels.png")
     assert label_map.mode == "I;16"
-    found = {segment["index"] for segment in summary["pictures"][0]["segments"]}
+    found = {segment["index"] for segment in summary["images"][0]["segments"]}
     assert set(np.unique(np.array(label_map))) == found and max(found) > 255
 
 
@@ -171,15 +171,15 @@ def test_globs_and_repeated_pictures(folder, monkeypatch):
     (folder / "inner").mkdir()
     Image.new("RGB", (4, 4)).save(folder / "inner" / "third.png")
     Image.new("RGB", (4, 4)).save(folder / "odd[1].png")
-    pictures, failures = cli.find_pictures(["*.png", "first.png", "./first.png", "**/third.png", "odd[1].png"])
+    pictures, failures = cli.find_images(["*.png", "first.png", "./first.png", "**/third.png", "odd[1].png"])
     assert pictures == ["first.png", "odd[1].png", "inner/third.png"] and failures == []
-    pictures, failures = cli.find_pictures([str(folder)])
+    pictures, failures = cli.find_images([str(folder)])
     assert [Path(picture).name for picture in pictures] == ["first.png", "odd[1].png", "second.JPG"]
     assert failures == []
 
 
 def test_no_picture_is_overwritten(run, folder, tmp_path):
-    """Results of pictures of one name, and results beside pictures that are named like them."""
+    """Results of images of one name, and results beside images that are named like them."""
     (folder / "other").mkdir()
     image = Image.open(PICTURE).resize((30, 20))
     for name in ("other/FIRST.png", "first_overlay.png"):
@@ -188,14 +188,14 @@ def test_no_picture_is_overwritten(run, folder, tmp_path):
     pictures = [folder / "other" / "FIRST.png", folder / "first.png", folder / "first_overlay.png"]
     code, _, summary = run(*pictures, output=folder, labels="cat, sofa")
     assert code == 0
-    written = [record[kind] for record in summary["pictures"] for kind in ("overlay", "labels")]
+    written = [record[kind] for record in summary["images"] for kind in ("overlay", "labels")]
     assert len({name.lower() for name in written}) == 6
     assert all(path.read_bytes() == content for path, content in before.items())
     assert all((folder / name).exists() for name in written)
 
 
 def test_faults_of_the_program_keep_their_traceback(run, folder, monkeypatch):
-    for function in ("find_pictures", "_choose_labels", "draw_label_map"):
+    for function in ("find_images", "_choose_labels", "draw_label_map"):
         with monkeypatch.context() as patch, pytest.raises(ValueError, match="invalid literal for int"):
             patch.setattr(cli, function, lambda *arguments: int("oops"))
             run(folder, labels="cat")
@@ -290,7 +290,7 @@ def test_names_that_are_no_text(run, folder, tmp_path):
     assert "\\udcff.png' could not be read" in printed.err and "no such \\udce8.png' could not" in printed.err
     written = {os.fsencode(name) for name in names(tmp_path / "out")}
     assert {b"caf\xe9_labels.png", b"caf\xe9_overlay.png"} < written
-    (record,) = [record for record in summary["pictures"] if record["labels"] != "first_labels.png"]
+    (record,) = [record for record in summary["images"] if record["labels"] != "first_labels.png"]
     assert os.fsencode(record["labels"]) == b"caf\xe9_labels.png"
 
 
@@ -309,8 +309,8 @@ def test_own_results_are_not_segmented_again(run, folder):
     for source in (folder, folder, folder / "*.[pJ]*"):
         code, _, summary = run(source, output=folder, labels="cat, sofa")
         assert code == 0
-        assert [Path(record["picture"]).name for record in summary["pictures"]] == pictures
-    assert len(names(folder)) == 3 + 2 * 3 + 2  # pictures, results, notes and summary
+        assert [Path(record["image"]).name for record in summary["images"]] == pictures
+    assert len(names(folder)) == 3 + 2 * 3 + 2  # images, results, notes and summary
 
 
 def test_large_images_have_an_option(run, folder, monkeypatch):
@@ -318,7 +318,7 @@ def test_large_images_have_an_option(run, folder, monkeypatch):
     code, printed, _ = run(folder / "first.png", labels="cat", max_image_pixels=1000)
     assert code == 1 and "very large" in printed.err and "--max_image_pixels" in printed.err
     code, _, summary = run(folder / "first.png", labels="cat", max_image_pixels=451 * 300)
-    assert code == 0 and len(summary["pictures"]) == 1
+    assert code == 0 and len(summary["images"]) == 1
 
 
 def test_a_folder_without_pictures_names_what_is_accepted(run, tmp_path):

@@ -119,7 +119,7 @@ def write_torchscript(path: Path):
 NO_CHECKPOINTS = {
     "text": (lambda path: path.write_text("weights"), "not a checkpoint of PyTorch or safetensors"),
     "web page": (lambda path: path.write_text("<!doctype html><p>Not found"), "but a web page"),
-    "picture": (lambda path: path.write_bytes((FIXTURES / "picture.png").read_bytes()), "not a checkpoint"),
+    "image": (lambda path: path.write_bytes((FIXTURES / "picture.png").read_bytes()), "not a checkpoint"),
     "LFS pointer": (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"), "git lfs pull"),
     "zip": (write_zip, "a zip archive, but not a checkpoint"),
     "TorchScript": (write_torchscript, "OpenAI's plain CLIP"),

@@ -1,4 +1,4 @@
-"""A picture of any kind in, a segmentation of its own size out."""
+"""An image of any kind in, a segmentation of its own size out."""
 
 import numpy as np
 import pytest

@@ -56,7 +56,7 @@ def labels_of(processor, maps, images, **kwargs):
 @pytest.mark.parametrize(
     ("size", "expected"),
     [
-        ((300, 451), (640, 962)),  # the golden picture
+        ((300, 451), (640, 962)),  # the golden image
         ((480, 640), (640, 853)),
         ((1280, 1281), (640, 641)),  # 640.5 goes up
         ((1281, 1280), (641, 640)),
@@ -503,8 +503,8 @@ def test_post_process_in_half_precision_computes_in_float32(processor):
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ([(5, 5)], "1 target sizes were given for 2 pictures"),
-        (torch.ones(3, 2, dtype=torch.int64), "3 target sizes were given for 2 pictures"),
+        ([(5, 5)], "1 target sizes were given for 2 images"),
+        (torch.ones(3, 2, dtype=torch.int64), "3 target sizes were given for 2 images"),
         ([(5, 5), (0, 5)], r"\(0, 5\) is not accepted"),
         ([(5, 5), (5.5, 5)], r"\(5.5, 5\) is not accepted"),
         ([(5, 5), (5, 5, 3)], r"\(5, 5, 3\) is not accepted"),

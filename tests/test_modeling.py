@@ -230,14 +230,14 @@ def test_sliding_window_default(model, golden_inputs):
 
 
 BAD_INPUTS = {
-    "grey picture": (
+    "grey image": (
         {"pixel_values": torch.zeros(1, 1, 8, 8)},
         r"shape \(1, 1, 8, 8\) must have the shape \(batch_size, 3",
     ),
     "no batch": ({"pixel_values": torch.zeros(3, 8, 8)}, r"shape \(3, 8, 8\) must have"),
-    "empty picture": ({"pixel_values": torch.zeros(1, 3, 0, 8)}, "at least one picture and one pixel"),
-    "nan": ({"pixel_values": torch.full((1, 3, 8, 8), float("nan"))}, "Picture 0 .*NaN or infinite"),
-    "infinite": ({"pixel_values": torch.full((1, 3, 8, 8), float("inf"))}, "Picture 0 .*NaN or infinite"),
+    "empty image": ({"pixel_values": torch.zeros(1, 3, 0, 8)}, "at least one image and one pixel"),
+    "nan": ({"pixel_values": torch.full((1, 3, 8, 8), float("nan"))}, "Image 0 .*NaN or infinite"),
+    "infinite": ({"pixel_values": torch.full((1, 3, 8, 8), float("inf"))}, "Image 0 .*NaN or infinite"),
     "both texts": ({"text_embeds": torch.zeros(5, 1, 64)}, "both `input_ids` and `text_embeds`"),
     "empty vocabulary": ({"input_ids": torch.zeros(0, 77, dtype=torch.long)}, "at least one class"),
     "long prompts": ({"input_ids": torch.zeros(2, 78, dtype=torch.long)}, r"shape \(2, 78\).*at most 77 tokens"),
@@ -251,7 +251,7 @@ BAD_INPUTS = {
     "negative label": ({"labels": torch.full((1, 8, 8), -1)}, r"values \[-1\]"),
     "global views": (
         {"global_pixel_values": torch.zeros(2, 3, 8, 8), "sliding_window": True},
-        "1 pictures in `pixel_values` and 2 in `global_pixel_values`",
+        "1 images in `pixel_values` and 2 in `global_pixel_values`",
     ),
 }
 

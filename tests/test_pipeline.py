@@ -40,7 +40,7 @@ def checkpoint(original_state_dict, processor, tmp_path_factory):
     model = converted_model(original_state_dict)
     labels = ["cat", "sofa", "sky", "tree, oak"]
     model.set_vocabulary(labels, processor(text=labels).input_ids)
-    # One look at each picture: what the pipeline adds does not depend on the sliding window.
+    # One look at each image: what the pipeline adds does not depend on the sliding window.
     model.config.sliding_window = False
     folder = tmp_path_factory.mktemp("pipeline") / "checkpoint"
     model.save_pretrained(folder)
@@ -74,7 +74,7 @@ def image():
 
 @pytest.fixture(scope="module")
 def images(image):
-    """Pictures of different sizes and contents."""
+    """Images of different sizes and contents."""
     return [image, image.resize((60, 40)).rotate(180), image.crop((100, 50, 250, 290))]
 
 
@@ -270,7 +270,7 @@ def test_many_pictures(segmenter, images):
         "streamed column": lambda **kwargs: segmenter(column.to_iterable_dataset()["image"], LABELS, **kwargs),
     }
     for name, call in calls.items():
-        # The last batch of two has one picture.
+        # The last batch of two has one image.
         for batch_size in (1, 2) if name in ("list", "generator", "KeyDataset") else (2,):
             results = call(batch_size=batch_size)
             assert isinstance(results, list) == (name in ("list", "tuple"))
@@ -439,9 +439,9 @@ def test_bad_arguments(segmenter, image, arguments, message):
 
 
 @pytest.mark.parametrize(
-    ("picture", "message"),
+    ("image", "message"),
     [
-        (None, "No picture"),
+        (None, "No image"),
         ("no_such_file.png", "'no_such_file.png' could not be read: there is no such file"),
         (FIXTURES, "could not be read: there is no such file"),
         (str(FIXTURES / "training.json"), "training.json' could not be read: Pillow knows no such format"),
@@ -454,9 +454,9 @@ def test_bad_arguments(segmenter, image, arguments, message):
         (np.zeros((5, 5, 7), dtype=np.uint8), "channels"),
     ],
 )
-def test_bad_pictures(segmenter, picture, message):
+def test_bad_images(segmenter, image, message):
     with pytest.raises(ValueError, match=message) as error:
-        segmenter(picture, LABELS)
+        segmenter(image, LABELS)
     assert "\n" not in str(error.value)
 
 

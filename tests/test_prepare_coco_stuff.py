@@ -1,4 +1,4 @@
-"""The check of a COCO-Stuff download, and the data set for the Hub that is written from it."""
+"""The check of a COCO-Stuff download, and the dataset for the Hub that is written from it."""
 
 import json
 import shutil
@@ -71,10 +71,10 @@ def test_a_part_of_the_download_has_to_be_wanted(prepare, download):
     files(download, "images", "train2017")[0].unlink()
     status, output, _ = prepare("--allow_partial")
     assert status == 0 and "note: The labels of split 'validation' are missing" in output
-    assert "1 of 4 labels have no picture" in output
+    assert "1 of 4 labels have no image" in output
     files(download, "stuffthingmaps", "train2017")[-1].unlink()
     status, output, _ = prepare("--allow_partial")
-    assert status == 1 and "1 of 3 pictures have no label" in output
+    assert status == 1 and "1 of 3 images have no label" in output
 
 
 def damage(root: Path) -> dict[str, Path]:
@@ -89,13 +89,13 @@ def damage(root: Path) -> dict[str, Path]:
     labels[1].unlink()
     unused = root / "stuffthingmaps" / "val2017" / "unused.png"
     Image.fromarray(ids).save(unused)
-    (root / "images" / "val2017" / "notes.txt").write_text("no picture")
+    (root / "images" / "val2017" / "notes.txt").write_text("no image")
     return {
         "is truncated": images[0],
         "differ in size": labels[2],
         "holds the id 90": labels[3],
-        "pictures have no label": images[1],
-        "labels have no picture": unused,
+        "images have no label": images[1],
+        "labels have no image": unused,
     }
 
 
@@ -107,7 +107,7 @@ def test_every_problem_is_reported(prepare, small_release, download, num_workers
     for problem, path in problems.items():
         assert problem in output and str(path) in output
     assert "3 of 3 pairs cannot be used" in output and "3 pairs instead of 4" in output
-    assert "validation: problem: 1 of 3 labels have no picture" in output and "notes.txt" not in output
+    assert "validation: problem: 1 of 3 labels have no image" in output and "notes.txt" not in output
 
 
 def test_long_lists_are_cut(prepare, download):

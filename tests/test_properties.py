@@ -331,7 +331,7 @@ def test_window_reverse_inverts_window_partition(
 @given(grid=grids.filter(lambda grid: grid[2] > 1), data=st.data())
 def test_shifted_window_mask_equals_its_definition(grid: tuple[int, int, int], data: st.DataObject):
     """Two positions of a shifted window see each other unless the cyclic shift has carried just one of them around an
-    edge of the picture."""
+    edge of the image."""
     rows, columns, window_size = grid
     height, width = rows * window_size, columns * window_size
     shift = data.draw(st.integers(1, window_size - 1))

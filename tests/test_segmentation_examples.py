@@ -1,4 +1,4 @@
-"""Decoding pictures and label maps, and what is said about those that cannot be used."""
+"""Decoding images and label maps, and what is said about those that cannot be used."""
 
 import io
 import re
@@ -15,7 +15,7 @@ from malformed_images import MALFORMED, TURNED, exif, jpeg
 
 
 def encoded(array: np.ndarray | Image.Image, name: str = "file.png") -> dict:
-    """A picture as a row of a data set holds it."""
+    """An image as a row of a dataset holds it."""
     image = array if isinstance(array, Image.Image) else Image.fromarray(array)
     file = io.BytesIO()
     image.save(file, format=Image.registered_extensions()[Path(name).suffix])
@@ -23,7 +23,7 @@ def encoded(array: np.ndarray | Image.Image, name: str = "file.png") -> dict:
 
 
 def row(label, image=None, label_ids: str = "contiguous", reduce_labels: bool = False) -> dict:
-    """A row with the given label map, and a grey picture of its size."""
+    """A row with the given label map, and a grey image of its size."""
     if isinstance(label, np.ndarray):
         image = np.full((*label.shape[:2], 3), 128, np.uint8) if image is None else image
         label = encoded(label, "label.tif" if label.dtype == np.int32 else "label.png")

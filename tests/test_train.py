@@ -268,7 +268,7 @@ def test_resumed(command, tmp_path, caplog, capsys):
 
 
 def test_epochs(evaluating, tmp_path):
-    """Five pictures by twos, two and a half times: epochs end with the third and the fifth step."""
+    """Five images by twos, two and a half times: epochs end with the third and the fifth step."""
     options = ["--num_train_epochs", 2.5, "--checkpointing_steps", "epoch"]
     arguments = [option for option in evaluating if option not in ("--max_train_steps",)]
     arguments.remove(2)
@@ -284,7 +284,7 @@ def test_epochs(evaluating, tmp_path):
 
 
 def test_loss_is_not_finite(command, tmp_path, capsys, monkeypatch):
-    """At the fourth step: it is named with its pictures, and the checkpoint before it stays."""
+    """At the fourth step: it is named with its images, and the checkpoint before it stays."""
     loss = CATSegForSemanticSegmentation._loss
     count = 0
 
@@ -300,7 +300,7 @@ def test_loss_is_not_finite(command, tmp_path, capsys, monkeypatch):
     error = capsys.readouterr().err
     assert "The loss of step 4 is not finite" in error
     picture = r"images/train/picture"
-    assert error.partition("Pictures: ")[2].count(picture) == 2
+    assert error.partition("Images: ")[2].count(picture) == 2
     assert names(output) == {"checkpoint-2"}
     monkeypatch.undo()
     assert run_train(*arguments, "--resume_from_checkpoint", "latest") == 0
@@ -353,7 +353,7 @@ def test_batch_size_by_default(command, tmp_path, capsys):
     assert run_train(*arguments, "--gradient_accumulation_steps", 2, "--output_dir", tmp_path / "out") == 0
     assert results(tmp_path / "out")["train_images"] == 8
     assert run_train(*arguments, "--gradient_accumulation_steps", 3, "--output_dir", tmp_path / "b") == 1
-    assert "4 pictures a step cannot be shared" in capsys.readouterr().err
+    assert "4 images a step cannot be shared" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

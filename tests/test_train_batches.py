@@ -8,7 +8,7 @@ from catseg_training.data.batches import StepSampler
 
 
 def steps(count: int, num_examples: int, batch_size: int, accumulation_steps: int, world_size: int, first_step=0):
-    """The pictures of each step, in the order of one process with one batch."""
+    """The images of each step, in the order of one process with one batch."""
     processes = []
     for rank in range(world_size):
         sampler = StepSampler(num_examples, 7, batch_size, accumulation_steps, rank, world_size)

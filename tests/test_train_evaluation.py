@@ -1,4 +1,4 @@
-"""Evaluation during and after training: every picture once, at its own size."""
+"""Evaluation during and after training: every image once, at its own size."""
 
 import sys
 from importlib.util import module_from_spec, spec_from_file_location
@@ -49,7 +49,7 @@ def evaluated(loaded, images, accelerator, **options):
 
 @pytest.mark.parametrize("sliding_window, batch_size", [(True, 2), (False, 1), (False, 7)])
 def test_scores(sliding_window, batch_size, loaded, images, accelerator):
-    """They are those of one picture after the other, segmented as a user does."""
+    """They are those of one image after the other, segmented as a user does."""
     model, processor = loaded
     expected = confusion_matrix(NUM_LABELS, 255)
     predictions = []
@@ -72,7 +72,7 @@ def test_scores(sliding_window, batch_size, loaded, images, accelerator):
 
 @pytest.mark.parametrize("world_size, batch_size", [(2, 1), (2, 2), (3, 1), (4, 2), (7, 1)])
 def test_shared_by_processes(world_size, batch_size, loaded, images):
-    """Every picture counts in one process, and all run the model as often."""
+    """Every image counts in one process, and all run the model as often."""
     counted, num_batches = [], set()
     for rank in range(world_size):
         batches = list(load_batches(images, Share(rank, world_size), batch_size, num_workers=0, prepare=len))

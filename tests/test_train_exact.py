@@ -233,7 +233,7 @@ def test_terminated_with_its_workers(world_size, num_workers, driver, command, t
 @pytest.mark.slow
 @needs_fork
 def test_stream_resumed(driver, command, data, tmp_path):
-    """A streamed data set continues inside a pass, too."""
+    """A streamed dataset continues inside a pass, too."""
     shutil.copytree(data, tmp_path / "data")
     arguments = [*command, "--dataset_name", tmp_path / "data", "--streaming", "--max_train_steps", 9]
     arguments += ["--per_device_train_batch_size", 2, "--checkpointing_steps", 2, "--dataloader_num_workers", 1]

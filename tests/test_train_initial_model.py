@@ -205,7 +205,7 @@ def test_only_lora_is_trained_of_clip(checkpoint):
 
 
 def test_processor_of_a_fresh_model_does_the_published_protocol(clip):
-    """Its views of a picture are those of a converted model's processor, but for the size without windows."""
+    """Its views of an image are those of a converted model's processor, but for the size without windows."""
     _, processor = build_from_clip(clip)
     image = Image.open(FIXTURES / "picture.png")
     views = processor(images=image)

@@ -69,7 +69,7 @@ def jpeg(array: np.ndarray) -> bytes:
 
 
 def pictures(count: int = 3, height: int = 8, width: int = 12) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Random pictures and 16-bit labels of 847 classes."""
+    """Random images and 16-bit labels of 847 classes."""
     generator = np.random.default_rng(0)
     images = [generator.integers(0, 256, (height, width, 3), dtype=np.uint8) for _ in range(count)]
     labels = [generator.integers(0, 847, (height, width)).astype(np.uint16) for _ in range(count)]
@@ -155,7 +155,7 @@ def test_bad_coco_stuff_folders(coco_stuff, refusal, tmp_path, caplog):
     for label in labels[:2]:
         label.unlink()
     message = refusal(root)
-    assert f"2 of 5 pictures in {root / 'images' / 'train2017'} have no label" in message
+    assert f"2 of 5 images in {root / 'images' / 'train2017'} have no label" in message
     assert f"{labels[0].stem}.jpg, {labels[1].stem}.jpg" in message
 
     for label in labels[:2]:
@@ -167,10 +167,10 @@ def test_bad_coco_stuff_folders(coco_stuff, refusal, tmp_path, caplog):
 
     for picture in (root / "images" / "train2017").iterdir():
         picture.unlink()
-    assert "no pictures in" in refusal(root)
+    assert "no images in" in refusal(root)
     shutil.rmtree(root / "images" / "val2017")
     message = refusal(root, "validation")
-    assert "pictures of split 'validation' are missing" in message and str(root / "images" / "val2017") in message
+    assert "images of split 'validation' are missing" in message and str(root / "images" / "val2017") in message
 
 
 @pytest.fixture
@@ -199,7 +199,7 @@ def test_bad_folders_of_pairs(paired_folder, refusal):
     (paired_folder / "images" / "val" / "subfolder" / "0.jpg").write_bytes(b"")
     assert "have the same name" in refusal(paired_folder, "val")
     (paired_folder / "labels" / "training" / "subfolder" / "1.png").unlink()
-    assert "1 of 3 pictures" in refusal(paired_folder, "training")
+    assert "1 of 3 images" in refusal(paired_folder, "training")
 
 
 @pytest.mark.parametrize(
@@ -445,7 +445,7 @@ def test_sources_that_do_not_exist(refusal, tmp_path, monkeypatch):
     [
         ({"image": IMAGE, "label": IMAGE}, ["image", "label"]),
         ({"image": IMAGE, "annotation": IMAGE, "scene_category": datasets.ClassLabel(2)}, ["image", "annotation"]),
-        ({"picture": IMAGE, "whatever": GRID}, ["picture", "whatever"]),
+        ({"image": IMAGE, "whatever": GRID}, ["image", "whatever"]),
         ({"photo": IMAGE, "mask": IMAGE}, ["photo", "mask"]),
         ({"image": IMAGE, "depth": IMAGE, "mask": IMAGE}, ["image", "mask"]),
         ({"photo": IMAGE, "ids": GRID}, ["photo", "ids"]),

@@ -1,4 +1,4 @@
-"""What a run leaves: results, charts, pictures of predictions and the model card."""
+"""What a run leaves: results, charts, images of predictions and the model card."""
 
 import csv
 import json
@@ -155,7 +155,7 @@ def test_charts_grow_with_the_classes_and_stay_readable(vocabulary, share_absent
     assert min(per_bar) > 7 / 72  # a line of the names' 7 points
     assert height < 20 and width < 45
     figure.savefig(tmp_path / "chart.png", dpi=30)
-    # No name reaches out of the picture or into the bars before it.
+    # No name reaches out of the image or into the bars before it.
     ends = [0.0]
     for axes in figure.axes:
         extents = [label.get_window_extent() for label in axes.get_yticklabels()]
@@ -226,7 +226,7 @@ def test_prediction_grid():
     def area(color, rows):
         return (np.abs(pixels[rows].astype(int) - color).max(axis=-1) <= 1).sum()
 
-    # Each row is 320 pixels high: the first one's pictures are 400 wide, the second one's 80.
+    # Each row is 320 pixels high: the first one's images are 400 wide, the second one's 80.
     middle = 24 + 12 + 24 + 320 + 12
     for rows, width in ((slice(0, middle), 400), (slice(middle, None), 80)):
         # The input, what the label ignores, and a few pixels of text.
@@ -304,8 +304,8 @@ def test_card(tmp_path, model):
     ):
         assert row in card.text
     for text in (
-        "118,287 pictures",
-        "5,000 pictures, with the sliding window",
+        "118,287 images",
+        "5,000 images, with the sliding window",
         "split `validation`",
         "per_class_iou.csv",
     ):
@@ -350,7 +350,7 @@ def test_the_cards_code_runs(tmp_path, model_with_vocabulary, processor, monkeyp
     monkeypatch.chdir(tmp_path)
     model_with_vocabulary.save_pretrained("run")
     processor.save_pretrained("run")
-    Image.open(FIXTURES / "picture.png").convert("RGB").resize((90, 60)).save("picture.jpg")
+    Image.open(FIXTURES / "picture.png").convert("RGB").resize((90, 60)).save("image.jpg")
     card = write_card(tmp_path / "run", config=model_with_vocabulary.config, name="run")
     for snippet in re.findall(r"```python\n(.*?)```", card.text, re.DOTALL):
         variables = {}

@@ -39,7 +39,7 @@ def tiny_clip_config() -> CLIPConfig:
 
 
 def save_checkpoint(folder: Path, labels: list[str] = CLASSES) -> Path:
-    """A CAT-Seg of 0.2 million random weights for pictures of 32 x 32, as a conversion would leave it."""
+    """A CAT-Seg of 0.2 million random weights for images of 32 x 32, as a conversion would leave it."""
     config = CATSegConfig(
         clip_config=tiny_clip_config(),
         image_size=32,
@@ -74,7 +74,7 @@ def save_clip(folder: Path) -> Path:
 
 
 def write_pairs(root: Path, num_train: int = 5, num_validation: int = 3) -> Path:
-    """Pictures and labels of `CLASSES` in blocks, with pixels of no class, in two sizes."""
+    """Images and labels of `CLASSES` in blocks, with pixels of no class, in two sizes."""
     generator = np.random.default_rng(0)
     for split, count in (("train", num_train), ("validation", num_validation)):
         for kind in ("images", "labels"):

@@ -5,10 +5,10 @@
 
 Unzip the files of cocodataset.org and of the COCO-Stuff project (github.com/nightrome/cocostuff) like this:
 
-  coco_stuff/images/          train2017.zip (118,287 pictures), val2017.zip (5,000)
+  coco_stuff/images/          train2017.zip (118,287 images), val2017.zip (5,000)
   coco_stuff/stuffthingmaps/  stuffthingmaps_trainval2017.zip (the label maps of both)
 
-Every picture and label is read: all must be there and in pairs, undamaged, of one size, with the ids of COCO-Stuff.
+Every image and label is read: all must be there and in pairs, undamaged, of one size, with the ids of COCO-Stuff.
 The exit status is 0 if all is well and 1 otherwise. Training reads the folder as it is: nothing has to be converted.
 """
 
@@ -40,7 +40,7 @@ class SplitReport:
 
     Args:
         split (`str`): "train" or "validation".
-        pairs (`list[Pair]`): Pictures and labels of the same name.
+        pairs (`list[Pair]`): Images and labels of the same name.
         problems (`dict[str, list[str]]`): Each kind of problem, in words, with what it concerns.
         remarks (`list[str]`): What is not as in the whole download, but accepted.
     """
@@ -58,7 +58,7 @@ def check_split(root: Path, split: str, allow_partial: bool = False, num_workers
     Args:
         root (`Path`): The folder with `images/` and `stuffthingmaps/`.
         split (`str`): "train" or "validation".
-        allow_partial (`bool`): Whether fewer pairs than in the whole download and labels without a picture are fine.
+        allow_partial (`bool`): Whether fewer pairs than in the whole download and labels without an image are fine.
         num_workers (`int`): Processes that read files; 0 for this one alone.
     """
     report = SplitReport(split)
@@ -75,12 +75,12 @@ def check_split(root: Path, split: str, allow_partial: bool = False, num_workers
 
     without_label = [str(images[name]) for name in sorted(images.keys() - labels.keys())]
     if without_label:
-        report.problems[f"{len(without_label):,} of {len(images):,} pictures have no label in {label_folder}"] = (
+        report.problems[f"{len(without_label):,} of {len(images):,} images have no label in {label_folder}"] = (
             without_label
         )
     without_image = [str(labels[name]) for name in sorted(labels.keys() - images.keys())]
     if without_image:
-        remark = f"{len(without_image):,} of {len(labels):,} labels have no picture in {image_folder}"
+        remark = f"{len(without_image):,} of {len(labels):,} labels have no image in {image_folder}"
         if allow_partial:
             report.remarks.append(f"{remark}; training does not use them")
         else:
@@ -146,14 +146,14 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--allow_partial",
         action="store_true",
-        help="fewer pictures than the whole download are fine, a missing split and labels without a picture too; "
-        "pictures without a label are not",
+        help="fewer images than the whole download are fine, a missing split and labels without an image too; "
+        "images without a label are not",
     )
     parser.add_argument(
         "--parquet_dir",
         type=Path,
         metavar="DIR",
-        help="also write a data set for the Hub into this new folder, if no problem was found: parquet files with "
+        help="also write a dataset for the Hub into this new folder, if no problem was found: parquet files with "
         "image and label (contiguous ids, 255 where nothing is labelled), a README.md and the class names",
     )
     parser.add_argument(
@@ -191,7 +191,7 @@ def run(options: argparse.Namespace) -> int:
         return 1
     pairs = {report.split: report.pairs for report in reports if report.pairs}
     if not pairs:
-        raise UserError(f"There is no pair of picture and label in {root}.")
+        raise UserError(f"There is no pair of image and label in {root}.")
     if folder is not None:
         write_parquet(pairs, folder, load_vocabulary(VOCABULARY), options.num_workers)
         print(f"Written: {folder} (upload it with `hf upload REPOSITORY {folder} --repo-type dataset`)")

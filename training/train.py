@@ -147,9 +147,9 @@ def explain(run: Run, error: NonFiniteError) -> str:
     """What to tell the user of a step that failed."""
     what = "gradient" if error.losses.isfinite().all() else "loss"
     return (
-        f"The {what} of step {run.state.step + 1} is not finite ({error}). Pictures: "
+        f"The {what} of step {run.state.step + 1} is not finite ({error}). Images: "
         f"{run.describe_batches(error.losses)}. Nothing was updated, and the checkpoints in {run.args.output_dir} are "
-        "as they were. Look at these pictures and their labels; otherwise a lower --learning_rate or "
+        "as they were. Look at these images and their labels; otherwise a lower --learning_rate or "
         "--mixed_precision no may help."
     )
 

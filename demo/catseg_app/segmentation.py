@@ -15,7 +15,7 @@ from catseg_hf import EMBEDDED_MODEL
 from catseg_hf.cli import load_segmenter
 from catseg_hf.errors import UserError
 from catseg_hf.image_io_catseg import open_image
-from catseg_hf.pipeline_catseg import OpenVocabularySegmentationPipeline, read_picture
+from catseg_hf.pipeline_catseg import OpenVocabularySegmentationPipeline, read_pixels
 from catseg_hf.visualization import area_shares
 
 
@@ -120,7 +120,7 @@ def segment(
     Raises:
         ValueError: What the pipeline refuses.
     """
-    pixels = read_picture(image, segmenter.processor.image_processor)
+    pixels = read_pixels(image, segmenter.processor.image_processor)
     image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
     result = segmenter(
         image,

@@ -25,7 +25,7 @@ from transformers import AutoConfig, pipeline
 
 from .errors import UNREADABLE_CHECKPOINT, UserError, first_line
 from .files import replaced_file
-from .pipeline_catseg import OpenVocabularySegmentationPipeline, read_picture, split_labels
+from .pipeline_catseg import OpenVocabularySegmentationPipeline, read_pixels, split_labels
 from .remote_code_catseg import OPEN_VOCABULARY_TASK
 from .video import DEFAULT_SMOOTHING, DamagedVideoError, legend_path, segment_video
 from .video_io import FORMATS, VideoReader, check_video_output
@@ -35,11 +35,11 @@ from .vocabularies import VOCABULARIES, load_vocabulary
 
 LARGEST_CLASSES = 5
 EMBEDDED_MODEL = str(Path(__file__).with_name("embedded_model"))
-RESULT_MARK = "catseg-hf segment"  # in every result, which is thereby known from a picture
+RESULT_MARK = "catseg-hf segment"  # in every result, which is thereby known from other images
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command line and returns its exit code: 0, 1 if pictures or parts of a video could not be read, 2 for
+    """Runs the command line and returns its exit code: 0, 1 if images or parts of a video could not be read, 2 for
     wrong arguments."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
@@ -58,15 +58,15 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     segment = commands.add_parser(
         "segment",
-        help="segment pictures into classes named in words",
-        description="For every picture NAME writes NAME_overlay.png (the picture in the colours of its classes, with "
+        help="segment images into classes named in words",
+        description="For every image NAME writes NAME_overlay.png (the image in the colours of its classes, with "
         "a legend) and NAME_labels.png (the class of every pixel), and summary.json for all of them.",
     )
-    segment.set_defaults(command=segment_pictures)
+    segment.set_defaults(command=segment_images)
     segment.add_argument("images", nargs="+", metavar="IMAGE", help="file, folder, glob pattern or URL")
     segment.add_argument("--output", required=True, type=Path, help="folder for the results")
     _add_model_options(segment)
-    segment.add_argument("--batch_size", type=_positive, default=1, help="pictures at a time (default: 1)")
+    segment.add_argument("--batch_size", type=_positive, default=1, help="images at a time (default: 1)")
     segment.add_argument(
         "--max_image_pixels",
         type=_positive,
@@ -115,28 +115,28 @@ def _add_model_options(command: argparse.ArgumentParser):
     command.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto")
 
 
-def segment_pictures(arguments: argparse.Namespace) -> int:
+def segment_images(arguments: argparse.Namespace) -> int:
     """The command `segment`."""
     if arguments.max_image_pixels is not None:
         Image.MAX_IMAGE_PIXELS = -(-arguments.max_image_pixels // 2)  # Pillow refuses more than twice as many
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-    pictures, failures = find_pictures(arguments.images)
-    if pictures:
+    images, failures = find_images(arguments.images)
+    if images:
         if arguments.output.exists() and not arguments.output.is_dir():
             raise UserError(f"The output {str(arguments.output)!r} is a file, but a folder is needed.")
         segmenter = load_segmenter(arguments.model, arguments.device, arguments.dtype)
         labels = _choose_labels(segmenter, arguments)
-        records = _segment_each(segmenter, pictures, labels, failures, arguments)
+        records = _segment_each(segmenter, images, labels, failures, arguments)
         summary = {
             "model": arguments.model,
             "labels": labels,
             "threshold": arguments.threshold,
-            "pictures": records,
-            "unreadable": [{"picture": picture, "error": error} for picture, error in failures],
+            "images": records,
+            "unreadable": [{"image": image, "error": error} for image, error in failures],
         }
         with replaced_file(arguments.output / "summary.json") as file:
             file.write_text(json.dumps(summary, indent=2) + "\n")
-        print(f"Segmented {len(records)} picture{'s' * (len(records) != 1)} into {arguments.output}")
+        print(f"Segmented {len(records)} image{'s' * (len(records) != 1)} into {arguments.output}")
     for _, error in failures:
         print(f"catseg-hf: {error}", file=sys.stderr)
     return 1 if failures else 0
@@ -171,13 +171,13 @@ def segment_clip(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def find_pictures(arguments: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
+def find_images(arguments: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
     """
-    The paths and URLs of pictures that files, folders, glob patterns and URLs stand for, each once, and what stands
+    The paths and URLs of images that files, folders, glob patterns and URLs stand for, each once, and what stands
     for none with a sentence that says so. Folders and patterns leave out what an earlier run wrote.
     """
     extensions = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}
-    pictures, failures = {}, []
+    images, failures = {}, []
     for argument in arguments:
         if argument.startswith(("http://", "https://")):
             found = [argument]
@@ -191,7 +191,7 @@ def find_pictures(arguments: list[str]) -> tuple[list[str], list[tuple[str, str]
             found = [path for path in found if os.path.isfile(path) and not _is_result(path)]
             if not found:
                 accepted = ", ".join(sorted(extensions))
-                failures.append((argument, f"The folder {argument!r} has no pictures: files of {accepted} are read."))
+                failures.append((argument, f"The folder {argument!r} has no images: files of {accepted} are read."))
         elif has_magic(argument) and not os.path.exists(argument):
             found = sorted(glob(argument, recursive=True))
             found = [path for path in found if os.path.isfile(path) and not _is_result(path)]
@@ -199,9 +199,9 @@ def find_pictures(arguments: list[str]) -> tuple[list[str], list[tuple[str, str]
                 failures.append((argument, f"No file matches {argument!r}."))
         else:
             found = [argument]
-        for picture in found:
-            pictures.setdefault(_identity(picture), picture)
-    return list(pictures.values()), failures
+        for image in found:
+            images.setdefault(_identity(image), image)
+    return list(images.values()), failures
 
 
 def load_segmenter(
@@ -233,7 +233,7 @@ def load_segmenter(
 
 def draw_label_map(segmentation: torch.Tensor, num_labels: int, has_gaps: bool) -> tuple[Image.Image, int | None]:
     """
-    A label map as a picture.
+    A label map as an image.
 
     Args:
         segmentation (`torch.LongTensor` of shape (H, W)): Class of every pixel, -1 for none.
@@ -265,25 +265,25 @@ def _choose_labels(segmenter: OpenVocabularySegmentationPipeline, arguments: arg
 
 def _segment_each(
     segmenter: OpenVocabularySegmentationPipeline,
-    pictures: list[str],
+    images: list[str],
     labels: list[str],
     failures: list[tuple[str, str]],
     arguments: argparse.Namespace,
 ) -> list[dict[str, Any]]:
-    """Segments the pictures and writes what was found; adds those that cannot be read to `failures`."""
-    inputs = {_identity(picture) for picture in pictures}
+    """Segments the images and writes what was found; adds those that cannot be read to `failures`."""
+    inputs = {_identity(image) for image in images}
     names, records, waiting = set(), [], deque()
-    with tqdm(total=len(pictures), unit="picture", disable=None) as progress:
+    with tqdm(total=len(images), unit="image", disable=None) as progress:
 
         def read() -> Iterator[torch.Tensor]:
-            for picture in pictures:
+            for source in images:
                 try:
-                    pixels = read_picture(picture, segmenter.processor.image_processor)
+                    pixels = read_pixels(source, segmenter.processor.image_processor)
                 except UserError as error:
-                    failures.append((picture, str(error)))
+                    failures.append((source, str(error)))
                     progress.update()
                     continue
-                waiting.append((picture, pixels))
+                waiting.append((source, pixels))
                 yield pixels
 
         results = segmenter(
@@ -294,13 +294,13 @@ def _segment_each(
             return_segmentation_map=True,
         )
         for result in results:
-            picture, pixels = waiting.popleft()
+            source, pixels = waiting.popleft()
             image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-            path = arguments.output / _choose_name(picture, arguments.output, names, inputs)
+            path = arguments.output / _choose_name(source, arguments.output, names, inputs)
             record = _write_result(path, image, result, labels, arguments.threshold is not None)
-            records.append({"picture": picture, **record})
+            records.append({"image": source, **record})
             shares = {segment["label"]: segment["area"] for segment in record["segments"]}
-            progress.write(f"{picture}: {_list_largest(shares)}", file=sys.stdout)
+            progress.write(f"{source}: {_list_largest(shares)}", file=sys.stdout)
             progress.update()
     return records
 
@@ -316,16 +316,16 @@ def _list_largest(shares: dict[str, float]) -> str:
 def _write_result(
     path: Path, image: Image.Image, result: dict[str, Any], labels: list[str], has_gaps: bool
 ) -> dict[str, Any]:
-    """Writes both pictures of one result under the stem `path` and returns what the summary says of it."""
+    """Writes both images of one result under the stem `path` and returns what the summary says of it."""
     label_map, no_class = draw_label_map(result["segmentation"], len(labels), has_gaps)
-    pictures = {"overlay": draw_segmentation(image, result["segmentation"], labels), "labels": label_map}
+    drawings = {"overlay": draw_segmentation(image, result["segmentation"], labels), "labels": label_map}
     files = {}
-    for kind, picture in pictures.items():
+    for kind, drawing in drawings.items():
         target = path.with_name(f"{path.name}_{kind}.png")
         mark = PngImagePlugin.PngInfo()
         mark.add_text("Software", RESULT_MARK)
         with replaced_file(target) as file:
-            picture.save(file, format="PNG", pnginfo=mark)
+            drawing.save(file, format="PNG", pnginfo=mark)
         files[kind] = target.name
     shares = {index: share for index, share in area_shares(result["segmentation"]).items() if index >= 0}
     segments = [
@@ -335,10 +335,10 @@ def _write_result(
     return {"width": image.width, "height": image.height, **files, "no_class": no_class, "segments": segments}
 
 
-def _choose_name(picture: str, output: Path, names: set[str], inputs: set[str]) -> str:
-    """A stem that is new among `names` (and is added to them) and under which no picture of `inputs` is replaced."""
-    is_url = picture.startswith(("http://", "https://"))
-    stem = Path(unquote(urlparse(picture).path) if is_url else picture).stem or "picture"
+def _choose_name(source: str, output: Path, names: set[str], inputs: set[str]) -> str:
+    """A stem that is new among `names` (and is added to them) and under which no image of `inputs` is replaced."""
+    is_url = source.startswith(("http://", "https://"))
+    stem = Path(unquote(urlparse(source).path) if is_url else source).stem or "image"
     name, number = stem, 1
     while name.casefold() in names or any(
         _identity(str(output / f"{name}_{kind}.png")) in inputs for kind in ("overlay", "labels")
@@ -360,8 +360,8 @@ def _is_result(path: str) -> bool:
         return False
 
 
-def _identity(picture: str) -> str:
-    return picture if picture.startswith(("http://", "https://")) else os.path.realpath(picture)
+def _identity(source: str) -> str:
+    return source if source.startswith(("http://", "https://")) else os.path.realpath(source)
 
 
 def _positive(text: str) -> int:

@@ -55,7 +55,7 @@ class CATSegConfig(PreTrainedConfig):
         clip_config (`dict` or `CLIPConfig`, *optional*, defaults to CLIP ViT-B/16):
             The CLIP model that gives the dense image features and the text features.
         image_size (`int`, *optional*, defaults to 384):
-            Side in pixels to which every picture (or window) is resized before CLIP. With CLIP's patch size it sets
+            Side in pixels to which every image (or window) is resized before CLIP. With CLIP's patch size it sets
             the side of the feature grid: 384 / 16 = 24.
         guidance_layers (`list[int]`, *optional*, defaults to `[3, 7]`):
             0-based vision blocks whose outputs guide the two decoder stages, the earlier one first.
@@ -77,7 +77,7 @@ class CATSegConfig(PreTrainedConfig):
             The same at evaluation.
         num_class_tokens (`int`, *optional*, defaults to 256):
             Classes aggregated together: fewer are padded with a learned token, of more only the most similar ones are
-            kept for each picture. 0 turns both off.
+            kept for each image. 0 turns both off.
         attention_type (`"linear"` or `"full"`, *optional*, defaults to `"linear"`):
             Attention over the classes: with the feature map ELU + 1, or softmax.
         text_guidance_size (`int`, *optional*, defaults to 128):
@@ -91,7 +91,7 @@ class CATSegConfig(PreTrainedConfig):
         decoder_guidance_sizes (`list[int]`, *optional*, defaults to `[32, 16]`):
             Channels to which the decoder projects them.
         sliding_window (`bool`, *optional*, defaults to `True`):
-            Whether evaluation averages four overlapping windows and a global view of each picture.
+            Whether evaluation averages four overlapping windows and a global view of each image.
         sliding_window_size (`int`, *optional*, defaults to 384):
             Side of a window in pixels.
         sliding_window_overlap (`float`, *optional*, defaults to 0.333):
@@ -173,7 +173,7 @@ class CATSegConfig(PreTrainedConfig):
 
     @property
     def sliding_window_image_size(self) -> int:
-        """Side in pixels of the square picture that two windows a side cover."""
+        """Side in pixels of the square image that two windows a side cover."""
         return self.sliding_window_size + self.sliding_window_stride
 
     def validate_architecture(self):

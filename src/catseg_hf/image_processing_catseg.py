@@ -1,10 +1,10 @@
 """Image processors of CAT-Seg ("CAT-Seg: Cost Aggregation for Open-Vocabulary Semantic Segmentation", CVPR 2024).
 
-Evaluation looks at a picture twice, and so do the processors here:
+Evaluation looks at an image twice, and so do the processors here:
 
-1. the picture is resized on its own grey levels until its shorter side is 640 and its longer side at most 2560;
+1. the image is resized on its own grey levels until its shorter side is 640 and its longer side at most 2560;
 2. the result of 1 is squeezed to 640 x 640, out of which the model cuts its windows (`pixel_values`);
-3. the result of 1 is squeezed to 384 x 384, the view of the whole picture (`global_pixel_values`).
+3. the result of 1 is squeezed to 384 x 384, the view of the whole image (`global_pixel_values`).
 
 Both classes share everything but step 1: Pillow does it in `CATSegImageProcessorPil`, torchvision (on any device) in
 `CATSegImageProcessor`. They differ by at most one grey level there.
@@ -40,7 +40,7 @@ from .remote_code_catseg import IMAGE_PROCESSOR_AUTO_MAP
 
 logger = logging.get_logger(__name__)
 
-# Bounds what the arg max over classes may hold at a time, whatever the number of classes and the picture's size.
+# Bounds what the arg max over classes may hold at a time, whatever the number of classes and the image's size.
 _MAX_CHUNK_BYTES = 128 * 2**20
 # Processors are many times slower on numbers as small as the probabilities of classes that were cut away. A power of
 # two lifts them above that and changes no other bit.
@@ -53,7 +53,7 @@ class CATSegImageProcessorKwargs(ImagesKwargs, total=False):
 
     Args:
         sliding_window (`bool`, *optional*, defaults to `True`):
-            Whether to prepare the two views of the sliding window (steps 1 to 3 above). Otherwise the picture is
+            Whether to prepare the two views of the sliding window (steps 1 to 3 above). Otherwise the image is
             resized once, to `image_size` x `image_size`.
         window_image_size (`int`, *optional*, defaults to 640):
             Side in pixels of the square that the windows are cut out of (step 2).
@@ -71,10 +71,10 @@ class CATSegImageProcessorKwargs(ImagesKwargs, total=False):
 
 def get_resized_size(height: int, width: int, shortest_edge: int, longest_edge: int | None = None) -> tuple[int, int]:
     """
-    Size of a picture after step 1, as detectron2 rounds it; a side never falls below one pixel.
+    Size of an image after step 1, as detectron2 rounds it; a side never falls below one pixel.
 
     Args:
-        height (`int`), width (`int`): Size of the picture in pixels.
+        height (`int`), width (`int`): Size of the image in pixels.
         shortest_edge (`int`): Wanted length of the shorter side.
         longest_edge (`int`, *optional*): Limit of the longer side, which wins over `shortest_edge`.
 
@@ -114,7 +114,7 @@ def _check_finite(image: torch.Tensor, index: int) -> None:
     if not torch.isfinite(image).all():
         raise ValueError(
             f"Image {index} holds NaN or infinite pixels, but only finite values are accepted: 0 to 255, or 0 to 1 "
-            "with `do_rescale=False`. Repair the picture or leave it out."
+            "with `do_rescale=False`. Repair the image or leave it out."
         )
 
 
@@ -140,7 +140,7 @@ def _open_pil(image: Image.Image, index: int) -> np.ndarray:
     if image.mode == "F":
         pixels = np.array(image)
         _check_finite(torch.from_numpy(pixels), index)
-        # A float picture does not tell its range: 0..1, 0..255 and 0..65535 are told apart by the brightest pixel.
+        # A float image does not tell its range: 0..1, 0..255 and 0..65535 are told apart by the brightest pixel.
         return np.rint(pixels * 255 if pixels.max() <= 1 else pixels).astype(np.int64)
     if image.mode == "I" or image.mode.startswith("I;16"):
         return np.array(image)
@@ -152,7 +152,7 @@ def _open_pil(image: Image.Image, index: int) -> np.ndarray:
 
 
 def _flatten(images: Any, ndim: int) -> list[Any]:
-    """One picture, a batched array, or lists of them, as a flat list of pictures with at most `ndim` axes."""
+    """One image, a batched array, or lists of them, as a flat list of images with at most `ndim` axes."""
     if isinstance(images, list | tuple):
         return [image for item in images for image in _flatten(item, ndim)]
     is_batch = not isinstance(images, Image.Image) and images.ndim == ndim + 1
@@ -203,17 +203,17 @@ class _CATSegImageProcessing:
         **kwargs: Unpack[CATSegImageProcessorKwargs],
     ) -> BatchFeature:
         """
-        Prepares pictures, of any size and aspect ratio, and their label maps for the model.
+        Prepares images, of any size and aspect ratio, and their label maps for the model.
 
         Args:
             images (`ImageInput`):
-                One picture or several: PIL images of any mode, paths or URLs, or arrays and tensors of shape (H, W),
+                One image or several: PIL images of any mode, paths or URLs, or arrays and tensors of shape (H, W),
                 (H, W, C) or (C, H, W) with 1, 3 or 4 channels (where both ends could be the channels, 3 is preferred
                 to 4 to 1, and then the front; `input_data_format` settles it). Alpha is dropped. Integers of 16 bits
                 are scaled to 8. Float arrays are 0..255, or 0..1 with `do_rescale=False`; they stay float throughout,
                 so that nothing is rounded to grey levels.
             segmentation_maps (`ImageInput`, *optional*):
-                One label map per picture, of the picture's size: PIL (`P` gives its palette indices), path, array or
+                One label map per image, of the image's size: PIL (`P` gives its palette indices), path, array or
                 tensor, with one channel. Resized with Pillow's nearest to the size of `pixel_values`; the values are
                 never changed.
             kwargs:
@@ -222,16 +222,16 @@ class _CATSegImageProcessing:
         Returns:
             `BatchFeature` with
             - `pixel_values` (`torch.FloatTensor` of shape (B, 3, H, W)), normalised; H = W = `window_image_size` with
-              the sliding window, `image_size` without, the picture's own size with `do_resize=False`;
+              the sliding window, `image_size` without, the image's own size with `do_resize=False`;
             - `global_pixel_values` (`torch.FloatTensor` of shape (B, 3, `sliding_window_size`,
               `sliding_window_size`)), only with the sliding window and `do_resize=True`;
             - `labels` (`torch.LongTensor` of shape (B, H, W)), only with `segmentation_maps`.
             Without `return_tensors` each is a list of B tensors.
 
         Raises:
-            `ValueError`: for a picture that is empty, not finite or not an image; for a label map that is not one
-            per picture, of another size than its picture, in colour or fractional; for a `size` without
-            `shortest_edge`; for pictures of several sizes with `do_resize=False` and `return_tensors`.
+            `ValueError`: for an image that is empty, not finite or not an image; for a label map that is not one
+            per image, of another size than its image, in colour or fractional; for a `size` without
+            `shortest_edge`; for images of several sizes with `do_resize=False` and `return_tensors`.
         """
         return super().preprocess(images, segmentation_maps, **kwargs)
 
@@ -252,9 +252,9 @@ class _CATSegImageProcessing:
         **kwargs,
     ) -> torch.Tensor:
         """
-        One picture as an RGB tensor of shape (3, H, W): uint8 in 0..255, or float32 in the range that it came in.
+        One image as an RGB tensor of shape (3, H, W): uint8 in 0..255, or float32 in the range that it came in.
 
-        `index` is the picture's place in the batch, for the errors; see `preprocess` for the other arguments.
+        `index` is the image's place in the batch, for the errors; see `preprocess` for the other arguments.
         """
         if isinstance(image, Image.Image):
             image = _open_pil(image, index) if do_convert_rgb else np.array(image)
@@ -289,7 +289,7 @@ class _CATSegImageProcessing:
             _check_finite(image, index)
             if kwargs.get("do_rescale") and image.max() <= 1:
                 logger.warning_once(
-                    "A float picture with values of at most 1 is being rescaled by `rescale_factor`: pass "
+                    "A float image with values of at most 1 is being rescaled by `rescale_factor`: pass "
                     "`do_rescale=False` if its values are 0 to 1."
                 )
         else:
@@ -305,7 +305,7 @@ class _CATSegImageProcessing:
     ) -> BatchFeature:
         images = _flatten(self.fetch_images(images), ndim=3)
         if not images:
-            raise ValueError("No images were given: an empty list is not accepted, pass at least one picture.")
+            raise ValueError("No images were given: an empty list is not accepted, pass at least one image.")
         data: dict[str, list[torch.Tensor]] = {}
         sizes = []
         for index, image in enumerate(images):
@@ -319,8 +319,8 @@ class _CATSegImageProcessing:
             return BatchFeature(data)
         if len({view.shape for view in data["pixel_values"]}) > 1:
             raise ValueError(
-                f"Pictures of sizes {sorted(set(sizes))} (height, width) cannot make one batch without a resize: pass "
-                "`do_resize=True`, `return_tensors=None`, or pictures of one size."
+                f"Images of sizes {sorted(set(sizes))} (height, width) cannot make one batch without a resize: pass "
+                "`do_resize=True`, `return_tensors=None`, or images of one size."
             )
         return BatchFeature({name: torch.stack(views) for name, views in data.items()}, tensor_type=return_tensors)
 
@@ -341,7 +341,7 @@ class _CATSegImageProcessing:
         image_size: int,
         **kwargs,
     ) -> dict[str, torch.Tensor]:
-        """Resized and normalised views of one picture (3, H, W): steps 1 to 3."""
+        """Resized and normalised views of one image (3, H, W): steps 1 to 3."""
         sides = {}
         if do_resize and sliding_window:
             if not size.shortest_edge:
@@ -371,7 +371,7 @@ class _CATSegImageProcessing:
         """Label maps as int64 tensors of shape (H, W), resized to their `pixel_values`."""
         maps = self.fetch_images(segmentation_maps)
         if not isinstance(maps, list | Image.Image):
-            # With one picture, three axes are one map with a channel axis, not a batch of maps.
+            # With one image, three axes are one map with a channel axis, not a batch of maps.
             maps = list(maps) if maps.ndim == 4 or (maps.ndim == 3 and len(sizes) > 1) else [maps]
         maps = _flatten(maps, ndim=3)
         if len(maps) != len(sizes):
@@ -415,7 +415,7 @@ class _CATSegImageProcessing:
     ) -> "list[torch.Tensor] | list[SemanticSegmentationPostProcessorOutput]":
         """
         Turns the model's logits into label maps: the probabilities `sigmoid(logits)`, not the logits, are resized to
-        the picture (step 6 of the evaluation), then the most probable class is taken, the first one of several.
+        the image (step 6 of the evaluation), then the most probable class is taken, the first one of several.
 
         Memory stays bounded for any number of classes, unless the scores are asked for.
 
@@ -423,7 +423,7 @@ class _CATSegImageProcessing:
             outputs:
                 The model's output, with `logits` of shape (B, T, h, w).
             target_sizes (`list[tuple[int, int]]` or `torch.Tensor` of shape (B, 2), *optional*):
-                Height and width in pixels of every picture. By default nothing is resized.
+                Height and width in pixels of every image. By default nothing is resized.
             return_segmentation_scores (`bool`, *optional*, defaults to `False`):
                 Whether to return the resized probabilities too, in 0..1.
 
@@ -432,7 +432,7 @@ class _CATSegImageProcessing:
             `SemanticSegmentationPostProcessorOutput` with `segmentation` (H, W) and `segmentation_scores` (T, H, W).
 
         Raises:
-            `ValueError`: when there is not one target size per picture, or one is not two positive integers.
+            `ValueError`: when there is not one target size per image, or one is not two positive integers.
         """
         results = []
         for image_logits, size in _with_target_sizes(outputs.logits, target_sizes):
@@ -455,14 +455,14 @@ class _CATSegImageProcessing:
             outputs:
                 The model's output, with `logits` of shape (B, T, h, w).
             target_sizes (`list[tuple[int, int]]` or `torch.Tensor` of shape (B, 2), *optional*):
-                Height and width in pixels of every picture. By default nothing is resized.
+                Height and width in pixels of every image. By default nothing is resized.
 
         Returns:
             A list of B pairs: the classes, a `torch.LongTensor` of shape (H, W), and their probabilities, a
             `torch.FloatTensor` of shape (H, W) in 0..1.
 
         Raises:
-            `ValueError`: when there is not one target size per picture, or one is not two positive integers.
+            `ValueError`: when there is not one target size per image, or one is not two positive integers.
         """
         pairs = _with_target_sizes(outputs.logits, target_sizes)
         return [_most_probable_class(image_logits, size) for image_logits, size in pairs]
@@ -471,15 +471,15 @@ class _CATSegImageProcessing:
 def _with_target_sizes(
     logits: torch.Tensor, target_sizes: "list[tuple[int, int]] | torch.Tensor | None"
 ) -> list[tuple[torch.Tensor, tuple[int, int]]]:
-    """Every picture's logits (T, h, w) and the size (height, width) that is wanted of it."""
+    """Every image's logits (T, h, w) and the size (height, width) that is wanted of it."""
     if target_sizes is None:
         target_sizes = [tuple(logits.shape[-2:])] * len(logits)
     elif isinstance(target_sizes, torch.Tensor):
         target_sizes = target_sizes.tolist()
     if len(target_sizes) != len(logits):
         raise ValueError(
-            f"{len(target_sizes)} target sizes were given for {len(logits)} pictures in the logits: pass one "
-            "(height, width) per picture."
+            f"{len(target_sizes)} target sizes were given for {len(logits)} images in the logits: pass one "
+            "(height, width) per image."
         )
     return list(zip(logits, map(_check_target_size, target_sizes), strict=True))
 

@@ -51,7 +51,7 @@ first). With the package `catseg_hf` installed, `import catseg_hf` takes its pla
 from transformers import pipeline
 
 segmenter = pipeline("zero-shot-image-segmentation", model="{name}", trust_remote_code=True)
-for segment in segmenter("picture.jpg", candidate_labels=["cat", "sofa", "wall"]):
+for segment in segmenter("image.jpg", candidate_labels=["cat", "sofa", "wall"]):
     print(segment["label"], segment["score"], segment["mask"].size)
 ```
 
@@ -65,7 +65,7 @@ from transformers import AutoModelForSemanticSegmentation, AutoProcessor
 
 model = AutoModelForSemanticSegmentation.from_pretrained("{name}", trust_remote_code=True)
 processor = AutoProcessor.from_pretrained("{name}", trust_remote_code=True)
-image = Image.open("picture.jpg")
+image = Image.open("image.jpg")
 inputs = processor(images=image, text=["cat", "sofa", "wall"])
 with torch.inference_mode():
     outputs = model(**inputs)

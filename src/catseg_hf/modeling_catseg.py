@@ -374,12 +374,12 @@ class CATSegModel(CATSegPreTrainedModel):
         if pixel_values.ndim != 4 or pixel_values.shape[1] != 3 or 0 in pixel_values.shape:
             raise ValueError(
                 f"`pixel_values` of shape {tuple(pixel_values.shape)} must have the shape (batch_size, 3, height, "
-                "width), with at least one picture and one pixel."
+                "width), with at least one image and one pixel."
             )
         if not torch.compiler.is_compiling() and not pixel_values.isfinite().all():
             index = int((~pixel_values.isfinite()).flatten(1).any(dim=1).nonzero()[0])
             raise ValueError(
-                f"Picture {index} of `pixel_values` has NaN or infinite values: check how it was read and normalised."
+                f"Image {index} of `pixel_values` has NaN or infinite values: check how it was read and normalised."
             )
 
     @can_return_tuple
@@ -396,7 +396,7 @@ class CATSegModel(CATSegPreTrainedModel):
         r"""
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`):
-                Normalised pixels of pictures of any size; they are resized to `config.image_size`, whatever their
+                Normalised pixels of images of any size; they are resized to `config.image_size`, whatever their
                 aspect ratio.
             input_ids (`torch.LongTensor` of shape `(num_classes, length)` or `(num_classes, num_prompts, length)`):
                 Prompts of ONE vocabulary for the whole batch, at most 77 tokens each. Without them, and without
@@ -467,7 +467,7 @@ class CATSegCrossEntropy(RecomputedLayer):
 
 
 class CATSegForSemanticSegmentation(CATSegPreTrainedModel):
-    """CAT-Seg with its upsampling decoder, loss and sliding window: segments a picture into classes named in words."""
+    """CAT-Seg with its upsampling decoder, loss and sliding window: segments an image into classes named in words."""
 
     _auto_class = "AutoModelForSemanticSegmentation"
 
@@ -530,7 +530,7 @@ class CATSegForSemanticSegmentation(CATSegPreTrainedModel):
         r"""
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`):
-                Normalised pixels of pictures of any size. The sliding window works on 640 x 640 (as the image
+                Normalised pixels of images of any size. The sliding window works on 640 x 640 (as the image
                 processor gives them), everything else on `config.image_size`; other sizes are resized, whatever their
                 aspect ratio.
             input_ids (`torch.LongTensor` of shape `(num_classes, length)` or `(num_classes, num_prompts, length)`):
@@ -542,7 +542,7 @@ class CATSegForSemanticSegmentation(CATSegPreTrainedModel):
                 Normalised text features in place of `input_ids`, as [`~CATSegForSemanticSegmentation.get_text_embeds`]
                 gives them.
             global_pixel_values (`torch.FloatTensor` of shape `(batch_size, 3, height, width)`, *optional*):
-                The whole pictures at the size of one window, for the sliding window's global view. Made from
+                The whole images at the size of one window, for the sliding window's global view. Made from
                 `pixel_values` if not given.
             labels (`torch.LongTensor` of shape `(batch_size, height, width)`, *optional*):
                 Class of every pixel, in [0, num_classes) or `config.semantic_loss_ignore_index`, at any size.
@@ -607,8 +607,8 @@ class CATSegForSemanticSegmentation(CATSegPreTrainedModel):
             global_pixel_values = pixel_values
         elif global_pixel_values.shape[0] != pixel_values.shape[0]:
             raise ValueError(
-                f"Got {pixel_values.shape[0]} pictures in `pixel_values` and {global_pixel_values.shape[0]} in "
-                "`global_pixel_values`: give the global view of every picture."
+                f"Got {pixel_values.shape[0]} images in `pixel_values` and {global_pixel_values.shape[0]} in "
+                "`global_pixel_values`: give the global view of every image."
             )
         global_pixel_values = resize_bilinear(global_pixel_values, (size, size))
         window_logits = [

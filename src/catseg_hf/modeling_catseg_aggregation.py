@@ -37,7 +37,7 @@ def window_reverse(windows: torch.Tensor, grid: tuple[int, int], window_size: in
 
 def shifted_window_mask(grid: tuple[int, int], window_size: int, shift: int, like: torch.Tensor) -> torch.Tensor:
     """Additive mask `(num_windows, window_size ** 2, window_size ** 2)`: -100 between positions of a shifted window
-    that are no neighbours in the picture, 0 elsewhere."""
+    that are no neighbours in the image, 0 elsewhere."""
     height, width = grid
     rows, columns = torch.arange(height, device=like.device), torch.arange(width, device=like.device)
     row_regions = (rows >= height - window_size).int() + (rows >= height - shift).int()

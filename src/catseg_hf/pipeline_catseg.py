@@ -22,7 +22,7 @@ from .image_io_catseg import open_image, upright
 from .refinement import refine_segmentation
 
 
-# All labels of a call are segmented together: at 640 x 640 each takes 1.6 MB of logits for every picture.
+# All labels of a call are segmented together: at 640 x 640 each takes 1.6 MB of logits for every image.
 MAX_LABELS = 4096
 URL_TIMEOUT = 30.0
 
@@ -36,7 +36,7 @@ _TOKENIZER_LOCK = Lock()
 
 class OpenVocabularySegmentationPipeline(Pipeline):
     """
-    Segments pictures into classes named in words, all of them in one pass of a CAT-Seg model.
+    Segments images into classes named in words, all of them in one pass of a CAT-Seg model.
 
     Args:
         model ([`CATSegForSemanticSegmentation`]): The model. It is put into evaluation mode.
@@ -84,12 +84,12 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         """
         Args:
             image:
-                A picture: path, URL, base64 text, an image file's bytes or a binary file, PIL image (shown upright, as
+                An image: path, URL, base64 text, an image file's bytes or a binary file, PIL image (shown upright, as
                 its EXIF orientation says), or array or tensor of shape (H, W), (H, W, C) or (C, H, W), see
                 [`CATSegImageProcessorPil.preprocess`]. Or
-                several: a list or tuple of pictures gives a list of results; a generator, another iterable, a data
-                set of pictures (such as `KeyDataset`) or a column of one (`dataset["image"]`) gives an iterator of
-                results, which takes pictures as it goes.
+                several: a list or tuple of images gives a list of results; a generator, another iterable, a
+                dataset of images (such as `KeyDataset`) or a column of one (`dataset["image"]`) gives an iterator of
+                results, which takes images as it goes.
             candidate_labels (`str` or `Iterable[str]`, *optional*):
                 The classes to tell apart, at most 4096: a list of labels, or one string of labels separated by
                 commas. In a list, "tree, oak" is one label with a synonym, and the first word is what is looked for.
@@ -110,22 +110,22 @@ class OpenVocabularySegmentationPipeline(Pipeline):
             mask_generator (`Callable`, *optional*):
                 Makes the segments follow class-agnostic masks, see [`~refinement.refine_with_masks`]: a pipeline for
                 "mask-generation" (SAM, SAM 2 or SAM 3), or any function that takes a PIL image in RGB, in the
-                picture's own size, and returns its masks, or a dictionary with these `masks`.
+                image's own size, and returns its masks, or a dictionary with these `masks`.
                 Probabilities that are returned stay as they were.
             timeout (`float`, *optional*, defaults to 30):
                 Seconds that a URL may take to answer.
             batch_size (`int`, *optional*, defaults to 1):
-                Pictures that the model takes at a time.
+                Images that the model takes at a time.
             num_workers (`int`, *optional*, defaults to 0):
-                Processes that read pictures.
+                Processes that read images.
 
         Returns:
-            For each picture a list of its segments, the largest first; classes without a pixel are left out. A segment
+            For each image a list of its segments, the largest first; classes without a pixel are left out. A segment
             is a dictionary with
             - `label` (`str`), one of the labels as it was given;
             - `score` (`float`), the mean over its mask of the probability of its class, in 0..1, where pixels under a
               mask of the `mask_generator` count with the mean over that mask, as they do for the `threshold`;
-            - `mask` (`PIL.Image.Image` of mode "L" in the picture's size), 255 in the segment and 0 elsewhere.
+            - `mask` (`PIL.Image.Image` of mode "L" in the image's size), 255 in the segment and 0 elsewhere.
 
             With `return_segmentation_map=True` or `return_probabilities=True` it is a dictionary with these
             `segments` and, of what was asked for,
@@ -135,14 +135,14 @@ class OpenVocabularySegmentationPipeline(Pipeline):
               (resized to the image it would take 4 * T * H * W bytes).
 
         Raises:
-            UserError: For a picture that cannot be read; no labels, too many, or what
+            UserError: For an image that cannot be read; no labels, too many, or what
                 [`CATSegProcessor.encode_vocabulary`] refuses; a threshold that is not between 0 and 1; another number
                 of prompt templates than the model's; a mask generator that gives no masks of booleans.
         """
         if candidate_labels is not None:
             kwargs["candidate_labels"] = candidate_labels
         if image is None:
-            raise UserError("No picture was given: pass a path, a URL, a PIL image, an array or a tensor.")
+            raise UserError("No image was given: pass a path, a URL, a PIL image, an array or a tensor.")
         if isinstance(image, list | tuple):
             # The base class looks at the first of them.
             return super().__call__(list(image), **kwargs) if len(image) else []
@@ -203,7 +203,7 @@ class OpenVocabularySegmentationPipeline(Pipeline):
     def preprocess(
         self, image: Any, timeout: float = URL_TIMEOUT, keep_image: bool = False, **images_kwargs: bool
     ) -> dict[str, Any]:
-        pixels = read_picture(image, self.processor.image_processor, timeout)
+        pixels = read_pixels(image, self.processor.image_processor, timeout)
         inputs = self.processor(images=pixels, input_data_format="channels_first", **images_kwargs).to(self.dtype)
         inputs = {**inputs, "target_sizes": torch.tensor([pixels.shape[-2:]])}
         if keep_image:
@@ -295,12 +295,12 @@ class OpenVocabularySegmentationPipeline(Pipeline):
             return processor.encode_vocabulary(labels)
 
 
-def read_picture(picture: Any, image_processor: Any, timeout: float | None = URL_TIMEOUT) -> torch.Tensor:
+def read_pixels(image: Any, image_processor: Any, timeout: float | None = URL_TIMEOUT) -> torch.Tensor:
     """
-    Reads a picture of any kind that [`OpenVocabularySegmentationPipeline`] takes.
+    Reads an image of any kind that [`OpenVocabularySegmentationPipeline`] takes.
 
     Args:
-        picture: Path, URL, base64 text, bytes, binary file, PIL image, array or tensor.
+        image: Path, URL, base64 text, bytes, binary file, PIL image, array or tensor.
         image_processor ([`CATSegImageProcessor`] or [`CATSegImageProcessorPil`]): Converts it.
         timeout (`float`, *optional*, defaults to 30): Seconds that a URL may take to answer; `None` waits forever.
 
@@ -308,31 +308,31 @@ def read_picture(picture: Any, image_processor: Any, timeout: float | None = URL
         `torch.Tensor` of shape (3, H, W): RGB as uint8, or as float32 for a float array.
 
     Raises:
-        UserError: If it cannot be read, with a sentence that names the picture.
+        UserError: If it cannot be read, with a sentence that names the image.
     """
-    name = f"The image of type {type(picture).__name__}"
+    name = f"The image of type {type(image).__name__}"
     try:
-        if isinstance(picture, str | os.PathLike):
-            name = f"The image {_shorten(picture)}"
-            if os.path.isfile(picture):
-                picture = open_image(picture, name)
-            elif isinstance(picture, str) and picture.startswith(("http://", "https://")):
-                response = httpx.get(picture, timeout=timeout, follow_redirects=True)
-                picture = open_image(response.raise_for_status().content, name)
-            elif isinstance(picture, str) and not os.path.exists(picture):
-                picture = _decode_base64(picture, name)
+        if isinstance(image, str | os.PathLike):
+            name = f"The image {_shorten(image)}"
+            if os.path.isfile(image):
+                image = open_image(image, name)
+            elif isinstance(image, str) and image.startswith(("http://", "https://")):
+                response = httpx.get(image, timeout=timeout, follow_redirects=True)
+                image = open_image(response.raise_for_status().content, name)
+            elif isinstance(image, str) and not os.path.exists(image):
+                image = _decode_base64(image, name)
             else:
                 raise FileNotFoundError("there is no such file")
-        elif isinstance(picture, Image.Image):
-            picture = upright(picture, name)
-        elif _is_encoded(picture):
-            picture = open_image(picture, name)
-        elif not isinstance(picture, np.ndarray | torch.Tensor):
+        elif isinstance(image, Image.Image):
+            image = upright(image, name)
+        elif _is_encoded(image):
+            image = open_image(image, name)
+        elif not isinstance(image, np.ndarray | torch.Tensor):
             raise TypeError(
-                "paths, URLs, bytes, binary files, PIL images, arrays and tensors are accepted, of a data set its "
-                "column of pictures (`dataset['image']`)"
+                "paths, URLs, bytes, binary files, PIL images, arrays and tensors are accepted, of a dataset its "
+                "column of images (`dataset['image']`)"
             )
-        return image_processor.process_image(picture)
+        return image_processor.process_image(image)
     except UserError:
         raise
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Processor of CAT-Seg: pictures through the image processor, a vocabulary through prompts and CLIP's tokenizer."""
+"""Processor of CAT-Seg: images through the image processor, a vocabulary through prompts and CLIP's tokenizer."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -24,7 +24,7 @@ class CATSegProcessor(ProcessorMixin):
 
     Args:
         image_processor ([`CATSegImageProcessor`] or [`CATSegImageProcessorPil`]):
-            Prepares pictures and label maps.
+            Prepares images and label maps.
         tokenizer ([`CLIPTokenizer`]):
             Tokenises the prompts.
         prompt_templates (`list[str]`, *optional*, defaults to `["A photo of a {} in the scene"]`):
@@ -60,15 +60,15 @@ class CATSegProcessor(ProcessorMixin):
         **kwargs: Any,
     ) -> BatchFeature:
         """
-        Prepares pictures and/or a vocabulary for the model.
+        Prepares images and/or a vocabulary for the model.
 
         Args:
             images (`ImageInput`, *optional*):
-                One picture or several, see [`CATSegImageProcessorPil.preprocess`].
+                One image or several, see [`CATSegImageProcessorPil.preprocess`].
             text (`str` or `list[str]`, *optional*):
-                The vocabulary: T labels, shared by all pictures, see `encode_vocabulary`.
+                The vocabulary: T labels, shared by all images, see `encode_vocabulary`.
             segmentation_maps (`ImageInput`, *optional*):
-                One label map per picture.
+                One label map per image.
             return_tensors (`str`, *optional*, defaults to `"pt"`):
                 `"pt"`, `"np"` or `None` for lists.
             kwargs:
@@ -80,13 +80,13 @@ class CATSegProcessor(ProcessorMixin):
             and `input_ids` of shape (T, L) for one prompt template, (T, P, L) for several; no attention mask.
 
         Raises:
-            `UserError`: when neither pictures nor a vocabulary are given, maps without pictures, other arguments for
+            `UserError`: when neither images nor a vocabulary are given, maps without images, other arguments for
             the tokenizer, or what the image processor and `encode_vocabulary` refuse.
         """
         if images is None and text is None:
-            raise UserError("Neither `images` nor `text` was given: pass pictures, a vocabulary (labels), or both.")
+            raise UserError("Neither `images` nor `text` was given: pass images, a vocabulary (labels), or both.")
         if images is None and segmentation_maps is not None:
-            raise UserError("`segmentation_maps` were given without `images`: pass the pictures they belong to.")
+            raise UserError("`segmentation_maps` were given without `images`: pass the images they belong to.")
         kwargs = self._merge_kwargs(**kwargs)
         if refused := sorted(set(kwargs["text_kwargs"]) - {"padding", "truncation", "return_tensors"}):
             raise UserError(f"The tokenizer arguments {refused} are not accepted: leave them out.")

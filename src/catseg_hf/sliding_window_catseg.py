@@ -1,4 +1,4 @@
-"""CAT-Seg's sliding window: a picture is cut into overlapping windows, whose probabilities are averaged again."""
+"""CAT-Seg's sliding window: an image is cut into overlapping windows, whose probabilities are averaged again."""
 
 import torch
 
@@ -7,7 +7,7 @@ from .tensor_ops_catseg import at_least_float32, independent_chunks, resize_bili
 
 
 def split_windows(pixel_values: torch.Tensor, config: CATSegConfig) -> list[torch.Tensor]:
-    """The four overlapping windows `(B, 3, size, size)`, row by row, of pictures `(B, 3, H, W)` of any size."""
+    """The four overlapping windows `(B, 3, size, size)`, row by row, of images `(B, 3, H, W)` of any size."""
     size, stride = config.sliding_window_size, config.sliding_window_stride
     pixel_values = resize_bilinear(pixel_values, (config.sliding_window_image_size,) * 2)
     return [pixel_values[..., y : y + size, x : x + size] for y in (0, stride) for x in (0, stride)]

@@ -22,7 +22,7 @@ def resize_bilinear(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor
 
 
 def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
-    """Half precision as float32, for what is summed over a whole picture; other types as they are."""
+    """Half precision as float32, for what is summed over a whole image; other types as they are."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 

@@ -1,4 +1,4 @@
-"""Pictures of segmentations: an overlay in stable colours beside a legend with every class's share of the area."""
+"""Images of segmentations: an overlay in stable colours beside a legend with every class's share of the area."""
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -25,7 +25,7 @@ MAX_PLOT_ROWS, MAX_PLOT_COLUMNS = 24, 3
 
 
 def class_color(index: int) -> tuple[int, int, int]:
-    """The RGB colour, 0..255, that class `index` (not negative) has in every picture. The first 4096 differ; the lower
+    """The RGB colour, 0..255, that class `index` (not negative) has in every image. The first 4096 differ; the lower
     the indices, the more."""
     index %= MAX_COLORS
     # Colours do not depend on how many are made at once, and few are made much faster than all.
@@ -46,13 +46,13 @@ def draw_segmentation(
     opacity: float = 0.6,
 ) -> Image.Image:
     """
-    A picture under its segmentation, with a legend to its right. The legend's text grows with the picture. Of more
+    An image under its segmentation, with a legend to its right. The legend's text grows with the image. Of more
     classes than find room beside it the largest are listed.
 
     Args:
-        image (`PIL.Image.Image`): The picture.
+        image (`PIL.Image.Image`): The image.
         segmentation (`np.ndarray` or `torch.Tensor` of shape `(height, width)`): Class of every pixel, integers, in
-            the picture's size. Negative indices are pixels of no class: they stay as they are.
+            the image's size. Negative indices are pixels of no class: they stay as they are.
         labels (`Sequence[str]` or `Mapping[int, str]`): Name of every class index, such as `config.id2label`.
         opacity (`float`, *optional*, defaults to 0.6): Of the colours, between 0 and 1.
 
@@ -60,7 +60,7 @@ def draw_segmentation(
         `PIL.Image.Image` in RGB, wider than `image` by the legend and at least as high.
 
     Raises:
-        ValueError: If picture and segmentation differ in size, a class has no name, or the opacity is out of range.
+        ValueError: If image and segmentation differ in size, a class has no name, or the opacity is out of range.
     """
     overlay = overlay_segmentation(image, segmentation, opacity)
     legend = draw_legend(area_shares(segmentation), labels, overlay.size)
@@ -125,7 +125,7 @@ def overlay_segmentation(
     segmentation = _to_array(segmentation)
     if segmentation.shape != (image.height, image.width):
         raise ValueError(
-            f"The segmentation of shape {segmentation.shape} (height, width) is not of the picture's size, "
+            f"The segmentation of shape {segmentation.shape} (height, width) is not of the image's size, "
             f"{(image.height, image.width)}: resize it with `post_process_semantic_segmentation(target_sizes=...)`."
         )
     if not 0 <= opacity <= 1:

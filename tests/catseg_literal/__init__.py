@@ -6,7 +6,7 @@ concatenates and repeats every guidance, keeps feature maps as `(B, C, T, H, W)`
 next and treats all classes in whole tensors. It reads the parameters of a [`CATSegForSemanticSegmentation`]
 themselves, so that gradients reach them, and joins what that model keeps split.
 
-Letters in shapes: B pictures, T classes, P prompts, D CLIP's projection size, V its vision width, L its positions
+Letters in shapes: B images, T classes, P prompts, D CLIP's projection size, V its vision width, L its positions
 (class position first), C channels of the aggregator, G channels of a guidance, N = H = W the side of the feature grid.
 """
 
@@ -33,7 +33,7 @@ def literal_logits(
     stages: dict[str, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """
-    Logits `(B, T, 4 * N, 4 * N)` of pictures `(B, 3, h, w)` and classes `(T, P, D)`.
+    Logits `(B, T, 4 * N, 4 * N)` of images `(B, 3, h, w)` and classes `(T, P, D)`.
 
     Positions are pooled by `pooling`, else by the config's size for the model's mode (training or not), before the
     class aggregation. The intermediate results are written to `stages`, if given, and freed otherwise.
@@ -96,8 +96,8 @@ def literal_sliding_window(
     text_embeds: torch.Tensor,
 ) -> torch.Tensor:
     """
-    Probabilities `(B, T, 640, 640)` of pictures `(B, 3, h, w)`: of overlapping windows of the picture at 640 x 640,
-    averaged with those of a global view `(B, 3, h', w')`, or of the same pictures if not given.
+    Probabilities `(B, T, 640, 640)` of images `(B, 3, h, w)`: of overlapping windows of the image at 640 x 640,
+    averaged with those of a global view `(B, 3, h', w')`, or of the same images if not given.
     """
     config = model.config
     kernel = config.sliding_window_size

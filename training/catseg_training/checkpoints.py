@@ -43,7 +43,7 @@ class TrainingState:
         train_seconds (`float`): Time that they took.
         history (`list[dict]`): What was logged, in order.
         recent_losses (`list[float]`): Losses of the steps since the last log.
-        positions (`list`): Of every process, where a streamed data set was.
+        positions (`list`): Of every process, where a streamed dataset was.
     """
 
     run: dict[str, Any]

@@ -69,7 +69,7 @@ def build_from_clip(
     prior_probability: float | None = None,
 ) -> tuple[CATSegForSemanticSegmentation, CATSegProcessor]:
     """
-    CLIP under a fresh aggregator and decoder, in float32. The picture size follows from CLIP's patches (384 for 16,
+    CLIP under a fresh aggregator and decoder, in float32. The image size follows from CLIP's patches (384 for 16,
     336 for 14), the guidance from its depth. The aggregator's weights are drawn from torch's generator.
 
     Args:

@@ -27,7 +27,7 @@ from .interruption import TerminationNotice
 from .lora import is_lora
 from .report.results import prediction_grid
 from .report.saved_model import PREDICTIONS, class_names
-from .report.trackers import log_picture, log_values
+from .report.trackers import log_image, log_values
 from .step_vocabulary import StepVocabulary
 
 
@@ -130,7 +130,7 @@ class Run:
         args, state = self.args, self.state
         sliding_window = self.config.sliding_window if args.sliding_window is None else args.sliding_window
         start = time.perf_counter()
-        # Compiled code cannot keep the vocabulary's features from picture to picture.
+        # Compiled code cannot keep the vocabulary's features from image to image.
         eager = torch.compiler.set_stance("force_eager") if args.torch_compile else contextlib.nullcontext()
         with eager:
             evaluation = evaluate_model(
@@ -168,10 +168,10 @@ class Run:
         folder = self.args.output_dir
         names = class_names(self.config)
         if self.args.example_images:
-            picture = prediction_grid(self.evaluation.examples, names, self.config.semantic_loss_ignore_index)
+            image = prediction_grid(self.evaluation.examples, names, self.config.semantic_loss_ignore_index)
             with replaced_file(folder / PREDICTIONS) as path:
-                picture.save(path, format="png")
-            log_picture(self.accelerator, "eval/predictions", picture, self.state.step)
+                image.save(path, format="png")
+            log_image(self.accelerator, "eval/predictions", image, self.state.step)
         checkpoint = folder / f"checkpoint-{self.state.step}"
         if checkpoint.is_dir():
             self.state.write(checkpoint)

@@ -103,7 +103,7 @@ def start_run(args: TrainArguments, accelerator: Accelerator, notice: Terminatio
     if checkpoint is not None:
         _load_state(accelerator, optimizer, scheduler, checkpoint)
     logger.info(
-        f"Training {trained:,} of {total:,} parameters on {num_examples or 'a stream of'} pictures with "
+        f"Training {trained:,} of {total:,} parameters on {num_examples or 'a stream of'} images with "
         f"{config.num_labels} classes, {total_batch_size} a step, from step {run.state.step} to {args.max_train_steps}"
     )
     return run
@@ -179,7 +179,7 @@ def _batches(
     processor: CATSegProcessor,
     batch_size: int,
 ) -> tuple[CropBatches | StreamedBatches, int | None]:
-    """Training batches, and how many pictures they come from if that is known."""
+    """Training batches, and how many images they come from if that is known."""
     with accelerator.local_main_process_first():
         dataset = _load_data(args, args.train_split, args.max_train_samples)
     image_processor = processor.image_processor
@@ -230,13 +230,13 @@ def _step_vocabulary(args: TrainArguments, accelerator: Accelerator, config: CAT
 
 
 def _batch_size(args: TrainArguments, accelerator: Accelerator) -> int:
-    """Pictures of one process at a time."""
+    """Images of one process at a time."""
     if args.per_device_train_batch_size is not None:
         return args.per_device_train_batch_size
     batches = accelerator.num_processes * accelerator.gradient_accumulation_steps
     if PUBLISHED_BATCH_SIZE % batches:
         raise UserError(
-            f"The published {PUBLISHED_BATCH_SIZE} pictures a step cannot be shared by {accelerator.num_processes} "
+            f"The published {PUBLISHED_BATCH_SIZE} images a step cannot be shared by {accelerator.num_processes} "
             f"processes that accumulate {accelerator.gradient_accumulation_steps} batches each: give "
             "--per_device_train_batch_size."
         )

@@ -11,7 +11,7 @@ from catseg_hf.image_processing_catseg import get_resized_size
 # The loader's workers share the cores already, and threads would not survive the fork that starts them.
 cv2.setNumThreads(0)
 
-# Padding of pictures that are smaller than the crop, which happens when the longer side reaches its limit.
+# Padding of images that are smaller than the crop, which happens when the longer side reaches its limit.
 IMAGE_PADDING = 128
 # Limit of the longer side, in crops: 1333 pixels for crops of 384.
 LONGEST_EDGE = 1333 / 384
@@ -35,12 +35,12 @@ def training_crop(
     color_jitter: bool = True,
 ) -> tuple[np.ndarray, np.ndarray]:
     """
-    One training example out of a picture and its label map.
+    One training example out of an image and its label map.
 
     Args:
         image (`np.ndarray` of shape `(H, W, 3)`): RGB, uint8.
         label (`np.ndarray` of shape `(H, W)`): Class ids, any integer type that holds `ignore_index`.
-        size (`int`): Side of the crop in pixels, hence of the picture's shorter side.
+        size (`int`): Side of the crop in pixels, hence of the image's shorter side.
         generator (`np.random.Generator`): All randomness comes from it.
         ignore_index (`int`, *optional*, defaults to 255): Label of padding.
         color_jitter (`bool`, *optional*, defaults to `True`): Whether to change brightness, contrast and colours.

@@ -18,14 +18,14 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
     """
     One process's batches of `(epoch, index)`, from step `first_step` on, without end.
 
-    The epochs follow each other without a gap, and each step takes the next pictures of that sequence, accumulated
-    batch by accumulated batch and within these process by process. So no picture is dropped or repeated at the end of
-    an epoch, and a step has the same pictures however it is divided.
+    The epochs follow each other without a gap, and each step takes the next images of that sequence, accumulated
+    batch by accumulated batch and within these process by process. So no image is dropped or repeated at the end of
+    an epoch, and a step has the same images however it is divided.
 
     Args:
-        num_examples (`int`): Number of pictures.
+        num_examples (`int`): Number of images.
         seed (`int`): Of their order in every epoch.
-        batch_size (`int`): Pictures of one process at a time.
+        batch_size (`int`): Images of one process at a time.
         accumulation_steps (`int`): Batches of a process in one step.
         rank (`int`), world_size (`int`): Of the process.
     """
@@ -55,13 +55,13 @@ class StepSampler(Sampler[list[tuple[int, int]]]):
         self._order = order
 
     def batch(self, step: int, accumulated: int, rank: int) -> list[tuple[int, int]]:
-        """`(epoch, index)` of the pictures that process `rank` takes in the given batch of `step`, both from 0."""
+        """`(epoch, index)` of the images that process `rank` takes in the given batch of `step`, both from 0."""
         start = step * self.step_size + (accumulated * self.world_size + rank) * self.batch_size
         places = [divmod(position, self.num_examples) for position in range(start, start + self.batch_size)]
         return [self._order(epoch)[place] for epoch, place in places]
 
     def ends_epoch(self, step: int) -> bool:
-        """Whether the last picture of an epoch is among those of the `step`-th step, counted from 1."""
+        """Whether the last image of an epoch is among those of the `step`-th step, counted from 1."""
         return step * self.step_size // self.num_examples > (step - 1) * self.step_size // self.num_examples
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
@@ -78,7 +78,7 @@ class CropBatches:
     began.
 
     Args:
-        crops (`TrainingCrops`): Training pictures.
+        crops (`TrainingCrops`): Training images.
         seed (`int`), batch_size (`int`): See [`StepSampler`].
         accelerator (`Accelerator`): Tells which process this is, and how many batches a step accumulates.
         num_workers (`int`): Processes that prepare batches.
@@ -112,7 +112,7 @@ class CropBatches:
         return self.sampler.ends_epoch(step)
 
     def describe(self, step: int, accumulated: int, rank: int) -> str:
-        """The names of the pictures in one batch."""
+        """The names of the images in one batch."""
         examples = self.sampler.batch(step, accumulated, rank)
         return ", ".join(str(self.crops.dataset[index]["name"]) for _, index in examples)
 
@@ -122,8 +122,8 @@ class StreamedBatches:
     Batches of [`StreamingCrops`], pass after pass, with the interface of [`CropBatches`].
 
     Args:
-        crops (`StreamingCrops`): Training pictures of this process.
-        batch_size (`int`): Pictures in a batch.
+        crops (`StreamingCrops`): Training images of this process.
+        batch_size (`int`): Images in a batch.
         accelerator (`Accelerator`): Tells about this process.
         num_workers (`int`): Processes that prepare batches.
     """
@@ -151,7 +151,7 @@ class StreamedBatches:
             batch = next(self._batches, None)
         if batch is None:
             raise UserError(
-                f"Process {self.rank} finds too few pictures in the stream for one batch in every worker: use fewer "
+                f"Process {self.rank} finds too few images in the stream for one batch in every worker: use fewer "
                 "processes, fewer workers (--dataloader_num_workers), a smaller batch, or do without --streaming."
             )
         self._done += 1

@@ -4,7 +4,7 @@
     ROOT/stuffthingmaps/train2017/*.png    ROOT/stuffthingmaps/val2017/*.png   of stuffthingmaps_trainval2017.zip
 
 `images/` may be missing (train2017/ and val2017/ then lie in ROOT), and `stuffthingmaps/` may be called
-`stuffthingmaps_trainval2017/` or `annotations/`. A label has its picture's name and raw ids: 0 to 181, of which 11
+`stuffthingmaps_trainval2017/` or `annotations/`. A label has its image's name and raw ids: 0 to 181, of which 11
 never occur, and 255 where nothing is labelled.
 """
 
@@ -46,7 +46,7 @@ def is_coco_stuff_folder(root: Path) -> bool:
 
 def coco_stuff_folders(root: Path, split: str) -> tuple[Path, Path]:
     """
-    Where a split's pictures and labels lie.
+    Where a split's images and labels lie.
 
     Args:
         root (`Path`): The folder with `images/` and `stuffthingmaps/`.
@@ -58,7 +58,7 @@ def coco_stuff_folders(root: Path, split: str) -> tuple[Path, Path]:
     if split not in SPLIT_FOLDERS:
         raise UserError(f"COCO-Stuff ({root}) has no split {split!r}: choose one of {', '.join(SPLIT_FOLDERS)}.")
     folders = []
-    for kind, names in (("pictures", IMAGE_FOLDERS), ("labels", LABEL_FOLDERS)):
+    for kind, names in (("images", IMAGE_FOLDERS), ("labels", LABEL_FOLDERS)):
         places = [root / name / SPLIT_FOLDERS[split] for name in names]
         found = next((place for place in places if place.is_dir()), None)
         if found is None:
@@ -72,13 +72,13 @@ def coco_stuff_folders(root: Path, split: str) -> tuple[Path, Path]:
 
 def coco_stuff_pairs(root: Path, split: str) -> list[Pair]:
     """
-    Pictures and their labels, sorted by name.
+    Images and their labels, sorted by name.
 
     Args:
         root (`Path`): The folder with `images/` and `stuffthingmaps/`.
         split (`str`): "train", or "validation" ("val" for short).
 
     Raises:
-        UserError: If there is no such split, nothing in it, or pictures have no label.
+        UserError: If there is no such split, nothing in it, or images have no label.
     """
     return matched_pairs(*coco_stuff_folders(root, split))

@@ -1,4 +1,4 @@
-"""Writes COCO-Stuff as a data set that the Hub shows: parquet files, class names and a README."""
+"""Writes COCO-Stuff as a dataset that the Hub shows: parquet files, class names and a README."""
 
 import io
 import json
@@ -23,7 +23,7 @@ from .paired_folders import Pair
 
 
 FEATURES = datasets.Features({"image": datasets.Image(), "label": datasets.Image(), "name": datasets.Value("string")})
-# Sizes of files, and of the parts that a reader of one file has to read whole, as usual for pictures on the Hub.
+# Sizes of files, and of the parts that a reader of one file has to read whole, as usual for images on the Hub.
 SHARD_BYTES = 500_000_000
 ROWS_PER_GROUP = 100
 
@@ -38,7 +38,7 @@ configs:
 ---
 # COCO-Stuff 164k
 
-Pictures of COCO 2017 with a label map for each (Caesar et al., "COCO-Stuff: Thing and Stuff Classes in Context", CVPR
+Images of COCO 2017 with a label map for each (Caesar et al., "COCO-Stuff: Thing and Stuff Classes in Context", CVPR
 2018): {sizes}.
 
 | column | |
@@ -50,7 +50,7 @@ Pictures of COCO 2017 with a label map for each (Caesar et al., "COCO-Stuff: Thi
 Ids are contiguous: the release's own, 0 to 181 with gaps, in the same order without the gaps. `id2label.json` names
 them.
 
-The annotations of COCO-Stuff are licensed under CC BY 4.0; the pictures are under the terms of their authors on
+The annotations of COCO-Stuff are licensed under CC BY 4.0; the images are under the terms of their authors on
 Flickr.
 
 ## Classes
@@ -64,7 +64,7 @@ def write_parquet(pairs: Mapping[str, Sequence[Pair]], folder: Path, class_names
     Writes all pairs with contiguous ids. The folder appears when it is complete.
 
     Args:
-        pairs (`Mapping[str, Sequence[Pair]]`): Pictures and labels with raw ids of every split, known to be good.
+        pairs (`Mapping[str, Sequence[Pair]]`): Images and labels with raw ids of every split, known to be good.
         folder (`Path`): A folder that does not exist yet, or an empty one.
         class_names (`Sequence[str]`): In the order of the contiguous ids.
         num_workers (`int`): Processes that write; 0 for this one alone.

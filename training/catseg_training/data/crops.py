@@ -78,7 +78,7 @@ class TrainingCrops(torch.utils.data.Dataset):
         self.make_crop = _CropMaker(num_labels, size, image_mean, image_std, ignore_index, color_jitter)
 
     def __len__(self) -> int:
-        """Number of pictures."""
+        """Number of images."""
         return len(self.dataset)
 
     def __getitem__(self, item: tuple[int, int]) -> dict[str, torch.Tensor]:
@@ -89,10 +89,10 @@ class TrainingCrops(torch.utils.data.Dataset):
 
 class EpochSampler(torch.utils.data.Sampler):
     """
-    `(epoch, index)` of every picture once, in an order that is a pure function of seed and epoch.
+    `(epoch, index)` of every image once, in an order that is a pure function of seed and epoch.
 
     Args:
-        num_examples (`int`): Number of pictures.
+        num_examples (`int`): Number of images.
         seed (`int`): At least 0.
         shuffle (`bool`, *optional*, defaults to `True`): Whether to draw a new order for every epoch.
     """
@@ -119,7 +119,7 @@ class EpochSampler(torch.utils.data.Sampler):
 
 class StreamingCrops(torch.utils.data.IterableDataset):
     """
-    Augmented crops of a streamed data set, one pass for each epoch: its shards in random order, rows shuffled in a
+    Augmented crops of a streamed dataset, one pass for each epoch: its shards in random order, rows shuffled in a
     buffer.
 
     Workers and processes read shards of their own, so that crops and their order are a pure function of seed, epoch,

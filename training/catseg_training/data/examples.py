@@ -1,4 +1,4 @@
-"""Decodes one picture with its label map, and checks the label's ids against the vocabulary."""
+"""Decodes one image with its label map, and checks the label's ids against the vocabulary."""
 
 from collections.abc import Mapping
 from functools import lru_cache
@@ -36,7 +36,7 @@ def read_example(
             The label that stands for no class, up to 65535. Unlabelled pixels of raw COCO-Stuff ids become it.
 
     Returns:
-        `tuple[np.ndarray, np.ndarray]`: The picture `(H, W, 3)`, RGB, uint8, and its labels `(H, W)`, int32, in
+        `tuple[np.ndarray, np.ndarray]`: The image `(H, W, 3)`, RGB, uint8, and its labels `(H, W)`, int32, in
         0..num_labels-1 or `ignore_index`.
 
     Raises:
@@ -49,14 +49,14 @@ def read_example(
     if label.shape != image.shape[:2]:
         sizes = " and ".join(f"{width} x {height}" for height, width in (label.shape, image.shape[:2]))
         raise UserError(
-            f"{label_name} and {image_name} differ in size (width x height): {sizes}. A label needs its picture's "
+            f"{label_name} and {image_name} differ in size (width x height): {sizes}. A label needs its image's "
             "size, after the rotation that EXIF data may ask for: make it again."
         )
     return image, label
 
 
 def read_label(example: Mapping[str, Any], num_labels: int, ignore_index: int = 255) -> np.ndarray:
-    """The label map of [`read_example`] without its picture."""
+    """The label map of [`read_example`] without its image."""
     name = _described(example, "label")
     ids = stored_ids(example["label"], name)
     table = _label_table(example["label_ids"], example["reduce_labels"], num_labels, ignore_index)
@@ -69,7 +69,7 @@ def read_label(example: Mapping[str, Any], num_labels: int, ignore_index: int = 
 
 class EvaluationImages(torch.utils.data.Dataset):
     """
-    Pictures and labels at their own size.
+    Images and labels at their own size.
 
     Args:
         dataset (`datasets.Dataset`): Of [`load_segmentation_data`].
@@ -83,7 +83,7 @@ class EvaluationImages(torch.utils.data.Dataset):
         self.ignore_index = ignore_index
 
     def __len__(self) -> int:
-        """Number of pictures."""
+        """Number of images."""
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -94,7 +94,7 @@ class EvaluationImages(torch.utils.data.Dataset):
 
 
 def _described(example: Mapping[str, Any], column: str) -> str:
-    """What messages call a picture or label: its file, or else its row."""
+    """What messages call an image or label: its file, or else its row."""
     value = example[column]
     path = value.get("path") if isinstance(value, Mapping) else None
     if path is None:
@@ -146,7 +146,7 @@ def stored_ids(value: Any, name: str) -> np.ndarray:
     image = decoded_image(value, name)
     if image.mode not in LABEL_MODES:
         raise UserError(
-            f"{name} is a picture of mode {image.mode}, but a label map has one channel of class ids (modes "
+            f"{name} is an image of mode {image.mode}, but a label map has one channel of class ids (modes "
             f"{', '.join(LABEL_MODES)}): save the ids themselves, not colours."
         )
     ids = np.asarray(image)

@@ -1,4 +1,4 @@
-"""Pictures in one folder and their label maps, under the same names, in another."""
+"""Images in one folder and their label maps, under the same names, in another."""
 
 import logging
 import os
@@ -15,7 +15,7 @@ Pair = tuple[Path, Path]
 
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 LABEL_SUFFIXES = (".bmp", ".png", ".tif", ".tiff")
-# Some tools write a second label beside the first, which is none of any picture.
+# Some tools write a second label beside the first, which is none of any image.
 DERIVED_LABEL_ENDING = "_labelTrainIds"
 LABEL_FOLDERS = ("labels", "annotations")
 SHORT_NAMES = {"validation": "val", "val": "validation"}
@@ -30,11 +30,11 @@ def is_paired_folder(root: Path) -> bool:
 
 def folder_pairs(root: Path, split: str) -> list[Pair]:
     """
-    Pictures of `root/images/SPLIT` and their labels of `root/labels/SPLIT` (or `root/annotations/SPLIT`), sorted by
+    Images of `root/images/SPLIT` and their labels of `root/labels/SPLIT` (or `root/annotations/SPLIT`), sorted by
     name. "validation" and "val" stand for each other.
 
     Raises:
-        UserError: If there is no such split, nothing in it, or pictures have no label.
+        UserError: If there is no such split, nothing in it, or images have no label.
     """
     labels = next(root / name for name in LABEL_FOLDERS if (root / name).is_dir())
     return matched_pairs(_split_folder(root / "images", split), _split_folder(labels, split))
@@ -53,29 +53,29 @@ def _split_folder(parent: Path, split: str) -> Path:
 
 def matched_pairs(image_folder: Path, label_folder: Path) -> list[Pair]:
     """
-    Pictures and labels of the same name (in the same subfolder, if there are any), sorted by name. Labels without a
-    picture are left out with a warning.
+    Images and labels of the same name (in the same subfolder, if there are any), sorted by name. Labels without a
+    image are left out with a warning.
 
     Raises:
-        UserError: If there is no picture, pictures have no label, a name is not text, or a folder cannot be read.
+        UserError: If there is no image, images have no label, a name is not text, or a folder cannot be read.
     """
     images, labels = files_by_name(image_folder, IMAGE_SUFFIXES), label_files(label_folder)
     if not images:
-        raise UserError(f"There are no pictures in {image_folder}: accepted are {', '.join(IMAGE_SUFFIXES)}.")
+        raise UserError(f"There are no images in {image_folder}: accepted are {', '.join(IMAGE_SUFFIXES)}.")
     without_label = sorted(images.keys() - labels.keys())
     if without_label:
         files = [str(images[name].relative_to(image_folder)) for name in without_label]
         raise UserError(
-            f"{len(files):,} of {len(images):,} pictures in {image_folder} have no label of the same name in "
-            f"{label_folder}: {first_names(files)}. Add the labels or take these pictures out. Labels are files of "
+            f"{len(files):,} of {len(images):,} images in {image_folder} have no label of the same name in "
+            f"{label_folder}: {first_names(files)}. Add the labels or take these images out. Labels are files of "
             f"{', '.join(LABEL_SUFFIXES)}."
         )
     without_image = sorted(labels.keys() - images.keys())
     if without_image:
         files = [str(labels[name].relative_to(label_folder)) for name in without_image]
         logger.warning(
-            f"{len(files):,} of {len(labels):,} labels in {label_folder} have no picture in {image_folder} and are "
-            f"not used: {first_names(files)}. Pictures are files of {', '.join(IMAGE_SUFFIXES)}."
+            f"{len(files):,} of {len(labels):,} labels in {label_folder} have no image in {image_folder} and are "
+            f"not used: {first_names(files)}. Images are files of {', '.join(IMAGE_SUFFIXES)}."
         )
     pairs = [(images[name], labels[name]) for name in sorted(images)]
     no_text = [str(path) for pair in pairs for path in pair if printable(path) != str(path)]

@@ -1,4 +1,4 @@
-"""One way in for every source of pictures and label maps."""
+"""One way in for every source of images and label maps."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +19,7 @@ from .paired_folders import Pair, folder_pairs, is_paired_folder
 
 
 _ENCODED_IMAGE = datasets.Image(decode=False)
-# How many parts a local data set has when it is streamed: at most this many workers of all processes have work.
+# How many parts a local dataset has when it is streamed: at most this many workers of all processes have work.
 _NUM_STREAM_SHARDS = 64
 # What reads a data file that is given by its path.
 _FILE_LOADERS = {".arrow": "arrow", ".csv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
@@ -41,7 +41,7 @@ def load_segmentation_data(
     token: str | bool | None = None,
 ) -> datasets.Dataset | datasets.IterableDataset:
     """
-    Pictures with label maps from a folder, from files or from the Hub. Nothing is decoded yet: read rows with
+    Images with label maps from a folder, from files or from the Hub. Nothing is decoded yet: read rows with
     [`read_example`], or through the classes below.
 
     Args:
@@ -49,11 +49,11 @@ def load_segmentation_data(
             A COCO-Stuff download (see `coco_stuff.py`); a folder of pairs, `images/SPLIT/NAME.jpg` with
             `labels/SPLIT/NAME.png` (or `annotations/SPLIT/`); any other folder or file that `datasets.load_dataset`
             reads, such as parquet files or an imagefolder with metadata; a folder of `save_to_disk`; or
-            the name of a data set on the Hub.
+            the name of a dataset on the Hub.
         split (`str`): Which part, "train" or "validation" say. Of folders of pairs, the folder's name.
-        config_name (`str`, *optional*): Which configuration of a data set that has several.
-        image_column (`str`, *optional*): The column of pictures; found by its name or type otherwise.
-        label_column (`str`, *optional*): The column of label maps, as pictures or as nested lists of integers.
+        config_name (`str`, *optional*): Which configuration of a dataset that has several.
+        image_column (`str`, *optional*): The column of images; found by its name or type otherwise.
+        label_column (`str`, *optional*): The column of label maps, as images or as nested lists of integers.
         label_ids (`str`, *optional*):
             What the labels hold: "contiguous" positions in the vocabulary, or "coco_stuff_raw" ids, mapped as they are
             read. By default raw for a COCO-Stuff download and contiguous for everything else.
@@ -78,7 +78,7 @@ def load_segmentation_data(
     if is_coco_stuff or is_paired_folder(folder):
         if (config_name, image_column, label_column) != (None, None, None):
             raise UserError(
-                f"{source} is a folder of pictures and labels under the same names, which has no configuration and no "
+                f"{source} is a folder of images and labels under the same names, which has no configuration and no "
                 "columns: leave them out."
             )
         dataset = _pairs_dataset((coco_stuff_pairs if is_coco_stuff else folder_pairs)(folder, split), folder)
@@ -116,7 +116,7 @@ def _pairs_dataset(pairs: Sequence[Pair], folder: Path) -> datasets.Dataset:
 def _loaded(
     source: str | os.PathLike, split: str, image_column: str | None, label_column: str | None, **options
 ) -> datasets.Dataset | datasets.IterableDataset:
-    """Pictures and labels, not decoded, of what `datasets.load_dataset` makes of a source."""
+    """Images and labels, not decoded, of what `datasets.load_dataset` makes of a source."""
     path = Path(source).expanduser()
     if path.is_file() and path.suffix.lower() in _FILE_LOADERS:
         arguments = {"path": _FILE_LOADERS[path.suffix.lower()], "data_files": {split.partition("[")[0]: str(path)}}
@@ -136,7 +136,7 @@ def _loaded(
     columns = find_columns(dataset.features, str(source), image_column, label_column)
     has_arrays = is_label_array(dataset.features[columns[1]])
     dataset = dataset.select_columns(columns)
-    # Before anything else: a stream would decode pictures to rename their column, and encode them again.
+    # Before anything else: a stream would decode images to rename their column, and encode them again.
     for column in columns[:1] if has_arrays else columns:
         dataset = dataset.cast_column(column, _ENCODED_IMAGE)
     # In two steps, so that the columns may also be called the other way round.

@@ -18,10 +18,10 @@ from ..lora import ADAPTER
 
 
 # The files of `results.py` that are shown, and what is said of them.
-PICTURES = {
+IMAGES = {
     "training_curves.png": "Loss, gradient norm, learning rate and mean IoU against the steps",
     "per_class_iou.png": "IoU of every class",
-    "predictions.png": "Pictures with their labels and predictions",
+    "predictions.png": "Images with their labels and predictions",
 }
 # The metric's keys in the order of the table, their names in the metadata's words and in the table's.
 METRICS = {
@@ -58,9 +58,9 @@ class TrainingData:
 
     Attributes:
         name (`str`): As it was given: a repository on the Hub or a folder (of which only the last part is published).
-        config_name (`str`, *optional*): Configuration of the Hub's data set.
+        config_name (`str`, *optional*): Configuration of the Hub's dataset.
         train_split, eval_split (`str`, *optional*): Splits; `None` if there was no training or no evaluation.
-        num_train_samples, num_eval_samples (`int`, *optional*): How many pictures; `None` if not known (streaming).
+        num_train_samples, num_eval_samples (`int`, *optional*): How many images; `None` if not known (streaming).
         on_hub (`bool`): Whether `name` is a repository on the Hub.
     """
 
@@ -85,7 +85,7 @@ def write_training_card(
     has_adapter: bool = False,
 ):
     """
-    Writes README.md. The pictures of `results.py` that lie in `output_dir` are shown in it: call this after
+    Writes README.md. The images of `results.py` that lie in `output_dir` are shown in it: call this after
     `write_results` and `plot_curves(history, output_dir / "training_curves.png")` and, for examples,
     `prediction_grid(...).save(output_dir / "predictions.png")`.
 
@@ -178,13 +178,13 @@ def _describe(data: TrainingData) -> str:
 
 
 def _training(output_dir: Path, data: TrainingData, hyperparameters: Mapping[str, Any]) -> str:
-    pictures = "" if data.num_train_samples is None else f", {data.num_train_samples:,} pictures"
+    images = "" if data.num_train_samples is None else f", {data.num_train_samples:,} images"
     rows = [_row(name, _format(value)) for name, value in hyperparameters.items()]
     blocks = [
-        f"On the split `{data.train_split}` of {_describe(data)}{pictures}, as published: random crops and horizontal "
+        f"On the split `{data.train_split}` of {_describe(data)}{images}, as published: random crops and horizontal "
         "flips, and binary cross-entropy of every pixel and class.",
         "\n".join(["| | |", "|---|---|", *rows]),
-        *_pictures(output_dir, "training_curves.png"),
+        *_images(output_dir, "training_curves.png"),
     ]
     return "\n\n".join(blocks)
 
@@ -197,24 +197,24 @@ def _usage(name: str, base_model: str | None, has_adapter: bool) -> str:
 def _results(output_dir: Path, data: TrainingData, results: Mapping[str, Any] | None) -> str:
     if results is None:
         return "It has not been evaluated."
-    pictures = "" if data.num_eval_samples is None else f", {data.num_eval_samples:,} pictures"
+    images = "" if data.num_eval_samples is None else f", {data.num_eval_samples:,} images"
     how = ""
     if "sliding_window" in results:
         how = f", {'with' if results['sliding_window'] else 'without'} the sliding window"
     rows = [_row(text, _percent(results[key])) for key, (_, text) in METRICS.items() if key in results]
     blocks = [
-        f"On the split `{data.eval_split}` of {_describe(data)}{pictures}{how}, at the labels' own sizes. Pixels that "
+        f"On the split `{data.eval_split}` of {_describe(data)}{images}{how}, at the labels' own sizes. Pixels that "
         "the labels ignore do not count.",
         "\n".join([_row("", "%"), "|---|---|", *rows]),
-        *_pictures(output_dir, "per_class_iou.png", "predictions.png"),
+        *_images(output_dir, "per_class_iou.png", "predictions.png"),
     ]
     if (output_dir / "per_class_iou.csv").exists():
         blocks.append("`per_class_iou.csv` and `per_class_iou.json` have every class.")
     return "\n\n".join(blocks)
 
 
-def _pictures(output_dir: Path, *files: str) -> list[str]:
-    return [f"![{PICTURES[file]}]({file})" for file in files if (output_dir / file).exists()]
+def _images(output_dir: Path, *files: str) -> list[str]:
+    return [f"![{IMAGES[file]}]({file})" for file in files if (output_dir / file).exists()]
 
 
 def _row(*cells: str) -> str:

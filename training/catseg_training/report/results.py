@@ -1,4 +1,4 @@
-"""What a run leaves for its readers: results as JSON and CSV, a chart of the classes, curves and pictures."""
+"""What a run leaves for its readers: results as JSON and CSV, a chart of the classes, curves and images."""
 
 import csv
 import json
@@ -19,8 +19,8 @@ from catseg_hf.visualization import draw_segmentation
 from .charts import class_chart, curves_chart
 
 
-# Of the pictures in a grid, in pixels.
-PICTURE_HEIGHT, MAX_PICTURE_WIDTH, GAP = 320, 640, 12
+# Of the images in a grid, in pixels.
+IMAGE_HEIGHT, MAX_IMAGE_WIDTH, GAP = 320, 640, 12
 
 
 def write_results(output_dir: str | os.PathLike, results: Mapping[str, Any], class_names: Sequence[str]):
@@ -54,12 +54,12 @@ def prediction_grid(
     examples: Iterable[Mapping[str, Any]], class_names: Sequence[str], ignore_index: int | None = 255
 ) -> Image.Image:
     """
-    One picture with a row for each example: input, label and perhaps prediction, and beside them the classes' names
+    One image with a row for each example: input, label and perhaps prediction, and beside them the classes' names
     and shares of the area.
 
     Args:
         examples (`Iterable[Mapping[str, Any]]`): Each with `image` (`PIL.Image.Image`, or uint8 `(H, W, 3)`), `label`
-            and, in all or none, `prediction` (integers `(H, W)`, numpy or torch, in the picture's size), and perhaps
+            and, in all or none, `prediction` (integers `(H, W)`, numpy or torch, in the image's size), and perhaps
             `name`.
         class_names (`Sequence[str]`): Name of every class index.
         ignore_index (`int`, *optional*, defaults to 255): Of the labels. These pixels are left uncoloured.
@@ -74,7 +74,7 @@ def prediction_grid(
     font = ImageFont.load_default(14)
     titles = ("input", "label", "prediction")[: max((len(row) for _, row in rows), default=3)]
     widths = [max((row[column].width for _, row in rows), default=120) + GAP for column in range(len(titles))]
-    heights = [max(picture.height for picture in row) + 24 + GAP for _, row in rows]
+    heights = [max(image.height for image in row) + 24 + GAP for _, row in rows]
     grid = Image.new("RGB", (sum(widths) + GAP, sum(heights) + 24 + GAP), "white")
     draw = ImageDraw.Draw(grid)
     lefts = [GAP + sum(widths[:column]) for column in range(len(titles))]
@@ -83,8 +83,8 @@ def prediction_grid(
     top = 24 + GAP
     for (caption, row), height in zip(rows, heights, strict=True):
         draw.text((GAP, top), caption, fill="dimgray", font=font)
-        for left, picture in zip(lefts, row, strict=True):
-            grid.paste(picture, (left, top + 24))
+        for left, image in zip(lefts, row, strict=True):
+            grid.paste(image, (left, top + 24))
         top += height
     return grid
 
@@ -92,14 +92,14 @@ def prediction_grid(
 def _grid_row(
     example: Mapping[str, Any], class_names: Sequence[str], ignore_index: int | None
 ) -> tuple[str, list[Image.Image]]:
-    """Caption and pictures."""
+    """Caption and images."""
     image = example["image"]
     image = (image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image))).convert("RGB")
     maps = {key: np.asarray(example[key]).astype(np.int64) for key in ("label", "prediction") if key in example}
     for key, ids in maps.items():
         if ids.shape != (image.height, image.width):
             raise ValueError(
-                f"The {key} of shape {ids.shape} (height, width) is not of the picture's size, "
+                f"The {key} of shape {ids.shape} (height, width) is not of the image's size, "
                 f"{(image.height, image.width)}."
             )
     counted = np.ones(maps["label"].shape, dtype=bool) if ignore_index is None else maps["label"] != ignore_index
@@ -111,7 +111,7 @@ def _grid_row(
         )
     maps["label"] = np.where(counted, maps["label"], -1)
 
-    scale = min(PICTURE_HEIGHT / image.height, MAX_PICTURE_WIDTH / image.width)
+    scale = min(IMAGE_HEIGHT / image.height, MAX_IMAGE_WIDTH / image.width)
     size = max(1, round(scale * image.width)), max(1, round(scale * image.height))
     image = image.resize(size, Image.Resampling.BILINEAR)
     drawn = [draw_segmentation(image, _resize_nearest(ids, size), class_names) for ids in maps.values()]

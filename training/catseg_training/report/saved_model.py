@@ -68,9 +68,9 @@ def save_trained_model(
         state.write(folder)
         write_results(folder, results, class_names(model.config))
         plot_curves(state.history, folder / CURVES)
-        for picture in (args.output_dir / PREDICTIONS, LICENSE):
-            if picture.is_file():
-                shutil.copyfile(picture, folder / picture.name)
+        for file in (args.output_dir / PREDICTIONS, LICENSE):
+            if file.is_file():
+                shutil.copyfile(file, folder / file.name)
         write_training_card(
             folder,
             name=name,
@@ -102,7 +102,7 @@ def _hyperparameters(args: TrainArguments, state: TrainingState) -> dict[str, An
     """For the card."""
     values = {
         "steps": state.step,
-        "pictures a step": state.run["total_batch_size"],
+        "images a step": state.run["total_batch_size"],
         "optimizer": "AdamW",
         "learning rate": args.learning_rate,
         "learning rate of CLIP": args.learning_rate * args.clip_lr_multiplier,

@@ -43,9 +43,9 @@ def log_values(accelerator: Accelerator, values: Mapping[str, float], step: int)
     accelerator.log({name: value for name, value in values.items() if math.isfinite(value)}, step=step)
 
 
-def log_picture(accelerator: Accelerator, name: str, picture: Image.Image, step: int):
-    """Shows a picture in every tracker that can."""
-    pixels = np.asarray(picture)[None]
+def log_image(accelerator: Accelerator, name: str, image: Image.Image, step: int):
+    """Shows an image in every tracker that can."""
+    pixels = np.asarray(image)[None]
     for tracker in accelerator.trackers:
         if tracker.name == "tensorboard":
             tracker.log_images({name: pixels}, step=step, dataformats="NHWC")
