@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # A process for every core; the tests of a file share what they set up.
 IN_PARALLEL := --numprocesses auto --dist loadfile
 
-.PHONY: demo app space test test-slow quality embedded-model embedded-model-controls
+.PHONY: demo app space test test-slow conformance quality embedded-model embedded-model-controls
 
 demo: $(VENV)/.demo
 	$(BIN)/python demo/segment_photo.py
@@ -28,6 +28,10 @@ test: $(VENV)/.test
 
 test-slow: $(VENV)/.test
 	$(BIN)/python -m pytest $(IN_PARALLEL) -m slow
+
+# transformers' own common tests, from the source distribution of the release that is installed.
+conformance: $(VENV)/.test
+	$(BIN)/python -m pytest tests/conformance --quiet --disable-warnings
 
 quality: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -72,3 +72,30 @@ def test_impossible_architecture(arguments, reason):
 )
 def test_guidance_layers_by_depth(num_blocks, layers):
     assert guidance_layers_by_depth(num_blocks) == layers
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"id2label": {0: "cat", 1: "sofa"}},
+        {"label2id": {"cat": 0, "sofa": 1}},
+        {"id2label": {"0": "cat", "1": "sofa"}, "label2id": {"cat": "0", "sofa": "1"}},
+    ],
+    ids=str,
+)
+def test_labels_are_given_by_either_map(tmp_path, labels):
+    CATSegConfig(num_labels=3).save_pretrained(tmp_path)
+    for config in (CATSegConfig(**labels), CATSegConfig.from_pretrained(tmp_path, **labels)):
+        assert config.id2label == {0: "cat", 1: "sofa"}
+        assert config.label2id == {"cat": 0, "sofa": 1}
+
+
+def test_maps_of_labels_that_contradict_each_other():
+    with pytest.raises(ValueError, match="contradict each other"):
+        CATSegConfig(id2label={0: "cat"}, label2id={"dog": 0})
+
+
+def test_misspelt_field():
+    with pytest.raises(TypeError, match="'slidng_window': did you mean 'sliding_window'"):
+        CATSegConfig(slidng_window=False)
+    assert CATSegConfig(of_a_later_release=1).of_a_later_release == 1

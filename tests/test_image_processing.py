@@ -121,6 +121,29 @@ def test_sizes_are_arguments(processor, picture):
         processor(picture, size={"height": 3, "width": 4})
 
 
+@pytest.mark.parametrize(("size", "sides"), [({"height": 30, "width": 40}, (30, 40)), (50, (50, 50))])
+def test_a_size_without_the_sliding_window(processor, picture, size, sides):
+    expected = F.interpolate(as_chw(picture)[None].float(), size=sides, mode="bilinear", align_corners=False)
+    for once in (processor, type(processor)(sliding_window=False)):
+        pixels = once(picture, sliding_window=False, size=size, return_tensors="pt")["pixel_values"]
+        torch.testing.assert_close(pixels, (expected - MEAN) / STD, atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="without the sliding window .*height and a width"):
+        processor(picture, sliding_window=False, size={"shortest_edge": 30})
+
+
+@pytest.mark.parametrize("arguments", [{"do_center_crop": True}, {"crop_size": 8}, {"do_pad": True}, {"pad_size": 8}])
+def test_crops_and_padding_are_refused(processor, picture, arguments):
+    with pytest.raises(ValueError, match=f"neither crop nor pad: leave out {next(iter(arguments))}"):
+        processor(picture, **arguments)
+
+
+def test_misspelt_arguments_are_refused(processor, picture):
+    with pytest.raises(TypeError, match="slidng_window"):
+        processor(picture, slidng_window=False)
+    with pytest.raises(TypeError, match="'slidng_window': did you mean 'sliding_window'"):
+        type(processor)(slidng_window=False)
+
+
 def test_without_resize_pixels_are_only_normalized(processor, picture):
     inputs = processor(picture, do_resize=False, return_tensors="pt")
     assert set(inputs) == {"pixel_values"}
@@ -399,6 +422,17 @@ def test_batches_of_label_maps(processor):
     maps = np.arange(160).reshape(2, 8, 10)
     for given in (maps, list(maps), maps[:, None], maps[..., None]):
         assert torch.equal(labels_of(processor, given, images, do_resize=False), torch.from_numpy(maps))
+
+
+def test_do_reduce_labels(processor):
+    label = np.array([[0, 1], [254, 255]])
+    expected = [[[255, 0], [253, 255]]]
+    assert labels_of(processor, label, noise(2, 2), do_resize=False, do_reduce_labels=True).tolist() == expected
+    always = type(processor)(do_reduce_labels=True)
+    assert labels_of(always, label, noise(2, 2), do_resize=False).tolist() == expected
+    assert labels_of(processor, label, noise(2, 2), do_resize=False).tolist() == [label.tolist()]
+    with pytest.raises(ValueError, match="id 256, but `do_reduce_labels` takes ids of at most 255"):
+        labels_of(processor, label + 1, noise(2, 2), do_resize=False, do_reduce_labels=True)
 
 
 @pytest.mark.parametrize(

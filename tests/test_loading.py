@@ -177,6 +177,26 @@ def test_missing_weights_are_initialised(saved, model_with_vocabulary):
     assert not model.catseg.vocabulary.input_ids.any()
 
 
+@pytest.mark.parametrize(
+    "labels",
+    [{"id2label": {0: "dog"}, "label2id": {"dog": 0}}, {"num_labels": 3}, {"id2label": dict(enumerate("abcd"))}],
+    ids=str,
+)
+def test_other_labels_ask_for_a_vocabulary(saved, processor, labels):
+    model = AutoModelForSemanticSegmentation.from_pretrained(saved, **labels)
+    assert model.config.num_labels == labels.get("num_labels", len(labels.get("id2label", ())))
+    with pytest.raises(ValueError, match="call `model.set_vocabulary"):
+        segment(model)
+    names = list(model.config.id2label.values())
+    model.set_vocabulary(names, processor(text=names).input_ids)
+    assert segment(model).shape[1] == len(names)
+
+
+def test_other_shapes_are_refused_still(saved):
+    with pytest.raises(RuntimeError, match="ignore_mismatched_sizes"):
+        CATSegForSemanticSegmentation.from_pretrained(saved, hidden_size=64)
+
+
 def test_prompt_templates_are_saved(saved, tmp_path):
     processor = AutoProcessor.from_pretrained(saved)
     processor.prompt_templates = ["a {}.", "many {}."]

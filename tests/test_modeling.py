@@ -1,5 +1,7 @@
 """What users of transformers expect of a model: outputs, errors, recomputation, half precision."""
 
+import logging
+import re
 from collections import Counter
 
 import pytest
@@ -7,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from catseg_hf import modeling_catseg
 from catseg_literal import literal_loss
 
 
@@ -261,6 +264,36 @@ def test_bad_input(model, inputs, bad, message):
     good = {"pixel_values": inputs["pixel_values"][:1], "input_ids": inputs["input_ids"], "sliding_window": False}
     with torch.no_grad(), pytest.raises(ValueError, match=message):
         model(**{**good, **bad})
+
+
+@pytest.mark.parametrize("part", [lambda model: model, lambda model: model.catseg])
+def test_unknown_arguments_are_refused(model, golden_inputs, part):
+    with torch.no_grad(), pytest.raises(TypeError, match="takes no argument 'slidng_window'"):
+        part(model)(**golden_inputs, slidng_window=False)
+
+
+PREPARED = {"pixel_values": torch.zeros(1, 3, 640, 640), "global_pixel_values": torch.zeros(1, 3, 384, 384)}
+
+
+@pytest.mark.parametrize(
+    ("views", "sliding_window", "warning"),
+    [
+        (PREPARED, True, ""),
+        (PREPARED, False, "prepared for the sliding window .* `sliding_window=False` to the processor"),
+        ({"pixel_values": torch.zeros(1, 3, 96, 96)}, False, ""),
+        ({"pixel_values": torch.zeros(1, 3, 96, 96)}, True, "640 x 640 pixels, but these are 96 x 96"),
+        ({"pixel_values": torch.zeros(1, 3, 640, 640)}, True, ""),
+    ],
+    ids=["both windows", "processor only", "neither", "model only", "without the global view"],
+)
+def test_processor_and_model_that_disagree_say_so(
+    model, golden_inputs, caplog, monkeypatch, views, sliding_window, warning
+):
+    monkeypatch.setattr(modeling_catseg.logger, "warning_once", modeling_catseg.logger.warning)
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    with torch.no_grad():
+        model(**views, input_ids=golden_inputs["input_ids"], sliding_window=sliding_window)
+    assert re.search(warning, caplog.text) if warning else not caplog.text
 
 
 def test_no_second_copy_of_clip(model):

@@ -180,6 +180,38 @@ def test_prompt_templates(segmenter, image):
     assert_same(segmenter(image, prompt_templates=["the {}"]), segmenter(image, own, prompt_templates=["the {}"]))
 
 
+@pytest.mark.parametrize("name", ["inputs", "images"])
+def test_names_of_the_image(segmenter, image, name):
+    assert_same(segmenter(**{name: image}, candidate_labels=LABELS), segmenter(image, LABELS))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "same"),
+    [
+        ({"hypothesis_template": "a {}"}, {"prompt_templates": "a {}"}),
+        ({"subtask": "semantic"}, {}),
+        ({"mask_threshold": 0.9, "overlap_mask_area_threshold": 0.9}, {}),
+    ],
+    ids=lambda arguments: " and ".join(arguments),
+)
+def test_arguments_of_other_pipelines(segmenter, image, arguments, same):
+    assert_same(segmenter(image, LABELS, **arguments), segmenter(image, LABELS, **same))
+
+
+def test_thresholds_without_a_meaning_say_so(segmenter, image, monkeypatch):
+    warnings = []
+    monkeypatch.setattr(pipeline_catseg.logger, "warning_once", warnings.append)
+    segmenter(image, LABELS, mask_threshold=0.9)
+    assert "`mask_threshold` and `overlap_mask_area_threshold` change nothing" in warnings[0]
+
+
+def test_top_k(segmenter, image):
+    segments = segmenter(image, LABELS)
+    assert len(segments) > 1
+    for top_k in (1, len(segments), 100):
+        assert_same(segmenter(image, LABELS, top_k=top_k), segments[:top_k])
+
+
 def test_the_model_and_the_processor_alone_are_enough(checkpoint, image, segmenter):
     expected = segmenter(image, LABELS)
     model = CATSegForSemanticSegmentation.from_pretrained(checkpoint).train()
@@ -428,6 +460,9 @@ def test_many_masks_are_kept_packed(segmenter, image, monkeypatch):
         ({"prompt_templates": ["a {}", "the {}"]}, "2 prompt templates, but the model takes 1"),
         ({"prompt_templates": "a photo"}, "'a photo' is not accepted"),
         ({"prompt_templates": []}, "empty"),
+        ({"prompt_templates": "a {}", "hypothesis_template": "a {}"}, "Got both"),
+        ({"subtask": "panoptic"}, "'panoptic', but CAT-Seg does semantic segmentation only"),
+        ({"top_k": 0}, "`top_k` is 0, but a number of segments"),
     ],
 )
 def test_bad_arguments(segmenter, image, arguments, message):

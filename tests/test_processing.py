@@ -3,11 +3,11 @@ import json
 import numpy as np
 import pytest
 import torch
-from transformers import AutoImageProcessor, AutoProcessor, CLIPConfig
+from transformers import AutoImageProcessor, AutoProcessor, CLIPConfig, CLIPTokenizer
 
 from catseg_hf.image_processing_catseg import CATSegImageProcessorPil
 from catseg_hf.processing_catseg import CATSegProcessor
-from tokenizer import tiny_tokenizer
+from tokenizer import TOKENIZER, tiny_tokenizer
 
 
 BOS, EOS = 510, 511
@@ -62,8 +62,9 @@ def test_labels_that_share_a_synonym_are_different_labels(processor):
     assert torch.equal(input_ids[0], input_ids[1])
 
 
-def test_one_string_is_one_label(processor):
+def test_a_string_is_split_at_its_commas(processor):
     assert processor(text="cat")["input_ids"].shape[0] == 1
+    assert torch.equal(processor(text="cat, sofa,")["input_ids"], processor(text=["cat", "sofa"])["input_ids"])
 
 
 def test_several_templates_are_several_prompts_per_class():
@@ -107,9 +108,32 @@ def test_arguments_reach_the_image_processor(processor):
 
 def test_arguments_of_the_tokenizer(processor):
     expected = processor(text=["cat", "sofa"])["input_ids"]
-    assert torch.equal(processor(text=["cat", "sofa"], padding="max_length", truncation=True)["input_ids"], expected)
-    with pytest.raises(ValueError, match="max_length"):
+    assert torch.equal(processor(text=["cat", "sofa"], padding=False, truncation=True)["input_ids"], expected)
+    for arguments, length in (({}, 77), ({"max_length": 40}, 40), ({"text_kwargs": {"max_length": 40}}, 40)):
+        padded = processor(text=["cat", "sofa"], padding="max_length", **arguments)["input_ids"]
+        assert padded.shape == (2, length)
+        assert torch.equal(padded[:, : expected.shape[1]], expected) and (padded[:, expected.shape[1] :] == EOS).all()
+    with pytest.raises(ValueError, match="'cat' has 24 tokens, but at most 12"):
         processor(text=["cat", "sofa"], max_length=12)
+    with pytest.raises(ValueError, match="`max_length` is 78, but CLIP takes at most 77"):
+        processor(text=["cat", "sofa"], max_length=78)
+
+
+def test_how_the_tokenizer_was_made_counts():
+    tokenizer = CLIPTokenizer.from_pretrained(TOKENIZER, padding="max_length", max_length=50)
+    assert CATSegProcessor(CATSegImageProcessorPil(), tokenizer)(text="cat")["input_ids"].shape == (1, 50)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [{"slidng_window": True}, {"add_special_tokens": False}, {"text_kwargs": {"paddng": True}}, {"videos": []}],
+)
+def test_unknown_arguments_are_refused(processor, arguments):
+    name = next(iter(arguments.get("text_kwargs", arguments)))
+    with pytest.raises(TypeError, match=f"takes no argument '{name}'"):
+        processor(np.zeros((8, 10, 3), np.uint8), text="cat", **arguments)
+    with pytest.raises(TypeError, match="slidng_window"):
+        processor(np.zeros((8, 10, 3), np.uint8), images_kwargs={"slidng_window": True})
 
 
 def test_return_types(processor):
@@ -147,7 +171,7 @@ def test_the_right_label_is_named_with_several_templates():
         (["cat", ""], "Label 1 is ''"),
         (["cat", " \t"], "Label 1 is ' "),
         (["cat", ", dog"], "Label 1 is ', dog'"),
-        ("", "Label 0 is ''"),
+        (" , ", "vocabulary is empty"),
         (["cat", 3], "Label 1 is 3"),
         (["cat", None], "Label 1 is None"),
         (["cat", "dog", "cat"], r"'cat' occurs twice \(places 0 and 2\)"),

@@ -13,7 +13,12 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_catseg import CATSegConfig
 from .image_processing_catseg import CATSegImageProcessor, CATSegImageProcessorPil
-from .modeling_catseg import CATSegForSemanticSegmentation, CATSegModel
+from .modeling_catseg import (
+    CATSegForSemanticSegmentation,
+    CATSegModel,
+    CATSegModelOutput,
+    CATSegPreTrainedModel,
+)
 from .pipeline_catseg import OpenVocabularySegmentationPipeline
 from .processing_catseg import CATSegProcessor
 from .refinement import refine_with_masks
@@ -46,6 +51,8 @@ __all__ = [
     "CATSegImageProcessor",
     "CATSegImageProcessorPil",
     "CATSegModel",
+    "CATSegModelOutput",
+    "CATSegPreTrainedModel",
     "CATSegProcessor",
     "EMBEDDED_MODEL",
     "OpenVocabularySegmentationPipeline",

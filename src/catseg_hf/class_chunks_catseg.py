@@ -1,9 +1,9 @@
 """The tokens of all classes, held and worked on a few classes at a time."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Self
 
 import torch
+from typing_extensions import Self
 
 from .configuration_catseg import CATSegConfig
 from .tensor_ops_catseg import independent_chunks

@@ -8,6 +8,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import CLIPConfig, PreTrainedConfig
 
 from .coco_stuff_catseg import COCO_STUFF_LABELS
+from .errors import refuse_misspelt
 from .remote_code_catseg import AUTO_MAP, CUSTOM_PIPELINES
 
 
@@ -118,7 +119,7 @@ class CATSegConfig(PreTrainedConfig):
 
     model_type = "catseg"
     _auto_class = "AutoConfig"
-    sub_configs_defaults = {"clip_config": CLIPConfig}
+    sub_configs = {"clip_config": CLIPConfig}
 
     clip_config: dict | CLIPConfig | None = None
     image_size: int = 384
@@ -145,8 +146,18 @@ class CATSegConfig(PreTrainedConfig):
     class_chunk_size: int | None = None
 
     def __post_init__(self, **kwargs):
+        refuse_misspelt(kwargs, CATSegConfig.__annotations__)
         if self.clip_config is None:
             self.clip_config = default_clip_config()
+        elif isinstance(self.clip_config, dict):
+            self.clip_config = CLIPConfig(**self.clip_config)
+        if self.label2id is not None:
+            id2label = {int(index): label for label, index in self.label2id.items()}
+            self._require(
+                self.id2label is None or {int(index): label for index, label in self.id2label.items()} == id2label,
+                f"`id2label` {self.id2label} and `label2id` {self.label2id} contradict each other: give one of them.",
+            )
+            self.id2label = id2label
         if self.id2label is None and kwargs.get("num_labels") in (None, len(COCO_STUFF_LABELS)):
             self.id2label = dict(enumerate(COCO_STUFF_LABELS))
         # The installed package registers the task: pipelines must not ask for trust in the folder's copy of its code.
@@ -157,6 +168,15 @@ class CATSegConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         self.id2label = {int(index): label for index, label in self.id2label.items()}
         self.label2id = {label: index for index, label in self.id2label.items()}
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs):
+        """As in every configuration, but `id2label` or `label2id` among `kwargs` is in place of both of the
+        dictionary's."""
+        labels = {name: kwargs.pop(name) for name in ("id2label", "label2id") if name in kwargs}
+        if labels:
+            config_dict = {**config_dict, "id2label": None, "label2id": None, **labels}
+        return super().from_dict(config_dict, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
         return {**super().to_dict(), "auto_map": deepcopy(AUTO_MAP), "custom_pipelines": deepcopy(CUSTOM_PIPELINES)}

@@ -1,5 +1,8 @@
 """What is the user's to mend, and how errors are worded."""
 
+from collections.abc import Collection, Iterable
+from difflib import get_close_matches
+
 from safetensors import SafetensorError
 
 
@@ -19,3 +22,11 @@ def first_line(error: BaseException) -> str:
     """The first line of an error's message without its full stop, or the error's type if it says nothing."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].rstrip(".")
+
+
+def refuse_misspelt(names: Iterable[str], accepted: Collection[str]):
+    """Raises a TypeError for a name that is nearly one of those accepted: other names may be those of a base class, or
+    of another release."""
+    for name in names:
+        if name not in accepted and (matches := get_close_matches(name, accepted, n=1, cutoff=0.85)):
+            raise TypeError(f"There is no argument {name!r}: did you mean {matches[0]!r}?")

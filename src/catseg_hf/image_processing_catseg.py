@@ -11,9 +11,10 @@ Both classes share everything but step 1: Pillow does it in `CATSegImageProcesso
 """
 
 import os
+from collections.abc import Mapping
 from copy import deepcopy
 from operator import index as as_index
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,12 +34,16 @@ from transformers.image_utils import (
 )
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType, logging, requires_backends
+from typing_extensions import Self
 
+from .errors import refuse_misspelt
 from .image_io_catseg import open_image
 from .remote_code_catseg import IMAGE_PROCESSOR_AUTO_MAP
 
 
 logger = logging.get_logger(__name__)
+
+UNSUPPORTED_KWARGS = ("crop_size", "do_center_crop", "do_pad", "pad_size")
 
 # Bounds what the arg max over classes may hold at a time, whatever the number of classes and the image's size.
 _MAX_CHUNK_BYTES = 128 * 2**20
@@ -61,12 +66,19 @@ class CATSegImageProcessorKwargs(ImagesKwargs, total=False):
             Side in pixels of a window, hence of the global view (step 3).
         image_size (`int`, *optional*, defaults to 384):
             Side in pixels of the model's input without the sliding window.
+        size (`dict[str, int]`, *optional*, defaults to `{"shortest_edge": 640, "longest_edge": 2560}`):
+            With the sliding window, the size of step 1. Without it the image is resized to `image_size`, or to this
+            size if it is a `height` and a `width`.
+        do_reduce_labels (`bool`, *optional*, defaults to `False`):
+            Whether the ids of `segmentation_maps` begin at 1, and 0 stands for no class: 0 becomes 255 and every other
+            id one less, but 255 stays.
     """
 
     sliding_window: bool
     window_image_size: int
     sliding_window_size: int
     image_size: int
+    do_reduce_labels: bool
 
 
 def get_resized_size(height: int, width: int, shortest_edge: int, longest_edge: int | None = None) -> tuple[int, int]:
@@ -102,6 +114,29 @@ def _nearest_source(old: int, new: int) -> torch.Tensor:
     any integer type can be resized as Pillow would."""
     row = Image.fromarray(np.arange(old, dtype=np.int32)[None])
     return torch.from_numpy(np.array(row.resize((new, 1), Image.Resampling.NEAREST))[0]).long()
+
+
+def _height_and_width(size: Any) -> dict[str, int]:
+    """A `size` for the one resize without the sliding window: the sides, or one side of a square."""
+    if isinstance(size, int):
+        return {"height": size, "width": size}
+    if isinstance(size, Mapping | SizeDict) and size.get("height") and size.get("width"):
+        return {"height": size["height"], "width": size["width"]}
+    raise ValueError(
+        f"`size` is {size!r}, but without the sliding window an image is resized to a height and a width: pass "
+        "`size={'height': ..., 'width': ...}` or `image_size`."
+    )
+
+
+def _reduce_labels(label: torch.Tensor) -> torch.Tensor:
+    """Ids that begin at 1 as ids that begin at 0, with 255 for the former 0."""
+    if label.max() > 255:
+        raise ValueError(
+            f"A segmentation map holds the id {int(label.max())}, but `do_reduce_labels` takes ids of at most 255, "
+            "which stands for no class: take 1 from the ids before."
+        )
+    is_class = (label != 0) & (label != 255)
+    return torch.where(is_class, label - 1, 255)
 
 
 def _to_tensor(array: "np.ndarray | torch.Tensor") -> torch.Tensor:
@@ -180,6 +215,11 @@ class _CATSegImageProcessing:
     window_image_size = 640
     sliding_window_size = 384
     image_size = 384
+    do_reduce_labels = False
+
+    def __init__(self, **kwargs: Unpack[CATSegImageProcessorKwargs]):
+        refuse_misspelt(kwargs, self.valid_kwargs.__annotations__)
+        super().__init__(**kwargs)
 
     @classmethod
     def from_model_config(cls, config: PreTrainedConfig) -> Self:
@@ -230,9 +270,14 @@ class _CATSegImageProcessing:
 
         Raises:
             `ValueError`: for an image that is empty, not finite or not an image; for a label map that is not one
-            per image, of another size than its image, in colour or fractional; for a `size` without
-            `shortest_edge`; for images of several sizes with `do_resize=False` and `return_tensors`.
+            per image, of another size than its image, in colour or fractional; for a `size` that the sliding
+            window, or its absence, does not take; for images of several sizes with `do_resize=False` and
+            `return_tensors`; for cropping and padding, which these processors do not do.
         """
+        if refused := sorted(name for name in UNSUPPORTED_KWARGS if kwargs.get(name)):
+            raise ValueError(f"CAT-Seg's image processors neither crop nor pad: leave out {', '.join(refused)}.")
+        if kwargs.get("size") is not None and not kwargs.get("sliding_window", self.sliding_window):
+            kwargs["size"] = _height_and_width(kwargs["size"])
         return super().preprocess(images, segmentation_maps, **kwargs)
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
@@ -314,7 +359,8 @@ class _CATSegImageProcessing:
             for name, view in self._preprocess(image, **kwargs).items():
                 data.setdefault(name, []).append(view)
         if segmentation_maps is not None:
-            data["labels"] = self._prepare_labels(segmentation_maps, sizes, data["pixel_values"])
+            labels = self._prepare_labels(segmentation_maps, sizes, data["pixel_values"])
+            data["labels"] = [_reduce_labels(label) for label in labels] if kwargs["do_reduce_labels"] else labels
         if return_tensors is None:
             return BatchFeature(data)
         if len({view.shape for view in data["pixel_values"]}) > 1:
@@ -342,7 +388,7 @@ class _CATSegImageProcessing:
         **kwargs,
     ) -> dict[str, torch.Tensor]:
         """Resized and normalised views of one image (3, H, W): steps 1 to 3."""
-        sides = {}
+        sizes = {}
         if do_resize and sliding_window:
             if not size.shortest_edge:
                 raise ValueError(
@@ -351,10 +397,10 @@ class _CATSegImageProcessing:
                 )
             resized_size = get_resized_size(*image.shape[-2:], size.shortest_edge, size.longest_edge)
             image = self._resize_to(image, resized_size, resample)
-            sides = {"pixel_values": window_image_size, "global_pixel_values": sliding_window_size}
+            sizes = {"pixel_values": (window_image_size,) * 2, "global_pixel_values": (sliding_window_size,) * 2}
         elif do_resize:
-            sides = {"pixel_values": image_size}
-        views = {name: _resize_bilinear(image, (side, side)) for name, side in sides.items()}
+            sizes = {"pixel_values": (size.height or image_size, size.width or image_size)}
+        views = {name: _resize_bilinear(image, size) for name, size in sizes.items()}
         views = views or {"pixel_values": image.float()}
         for name, view in views.items():
             if do_rescale:
@@ -518,9 +564,6 @@ class CATSegImageProcessorPil(_CATSegImageProcessing, PilBackend):
     Args:
         kwargs: See [`CATSegImageProcessorKwargs`] and `ImagesKwargs`; the defaults are the class's attributes.
     """
-
-    def __init__(self, **kwargs: Unpack[CATSegImageProcessorKwargs]):
-        super().__init__(**kwargs)
 
     def process_image(self, image: ImageInput, device: "str | torch.device | None" = None, **kwargs) -> torch.Tensor:
         return super().process_image(image, device="cpu", **kwargs)

@@ -17,7 +17,8 @@ from transformers import initialization as init
 from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 from transformers.models.clip.modeling_clip import CLIPVisionEmbeddings
-from transformers.utils import ModelOutput, can_return_tuple
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, logging
 
 from .configuration_catseg import CATSegConfig
 from .modeling_catseg_aggregation import CATSegAggregator, CATSegClassBlock
@@ -28,6 +29,8 @@ from .tensor_ops_catseg import RecomputedLayer, at_least_float32, independent_ch
 
 # The image-segmentation pipeline looks names up here and not in the Auto classes.
 MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES.setdefault("catseg", "CATSegForSemanticSegmentation")
+
+logger = logging.get_logger(__name__)
 
 CUT_CLASS_LOGIT = -100.0
 PROMPTS_PER_TEXT_BATCH = 256
@@ -144,6 +147,13 @@ def same_tensor(first: torch.Tensor | None, second: torch.Tensor | None) -> bool
     return same_kind and torch.equal(first, second)
 
 
+def refuse_unknown(kwargs: TransformersKwargs):
+    """Raises a TypeError for an argument that no model of transformers takes."""
+    unknown = [name for name in kwargs if name not in TransformersKwargs.__annotations__]
+    if unknown:
+        raise TypeError(f"CAT-Seg takes no argument {', '.join(map(repr, unknown))}.")
+
+
 def labels_checksum(labels: Sequence[str]) -> int:
     """A number that tells lists of labels apart, never 0."""
     return crc32("\n".join(labels).encode()) + 1
@@ -211,6 +221,14 @@ class CATSegPreTrainedModel(PreTrainedModel):
         elif isinstance(module, CATSegVocabulary):
             init.zeros_(module.input_ids)
             init.zeros_(module.checksum)
+
+    def _adjust_missing_and_unexpected_keys(self, loading_info):
+        """Another number of labels than the checkpoint's leaves them without prompts, for which the model asks when it
+        needs them: no reason not to load it."""
+        super()._adjust_missing_and_unexpected_keys(loading_info)
+        loading_info.mismatched_keys = {
+            mismatch for mismatch in loading_info.mismatched_keys if not mismatch[0].endswith("vocabulary.input_ids")
+        }
 
 
 class CATSegModel(CATSegPreTrainedModel):
@@ -391,7 +409,7 @@ class CATSegModel(CATSegPreTrainedModel):
         text_embeds: torch.FloatTensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> CATSegModelOutput:
         r"""
         Args:
@@ -417,6 +435,7 @@ class CATSegModel(CATSegPreTrainedModel):
             ValueError: If an argument has another shape, pixels are not finite, both or (without a vocabulary of the
                 model's own) neither of `input_ids` and `text_embeds` are given.
         """
+        refuse_unknown(kwargs)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         if output_attentions is None:
@@ -525,7 +544,7 @@ class CATSegForSemanticSegmentation(CATSegPreTrainedModel):
         sliding_window: bool | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
-        **kwargs,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> SemanticSegmenterOutput:
         r"""
         Args:
@@ -567,8 +586,10 @@ class CATSegForSemanticSegmentation(CATSegPreTrainedModel):
             (without
                 a vocabulary of the model's own) neither of `input_ids` and `text_embeds` are given.
         """
+        refuse_unknown(kwargs)
         if sliding_window is None:
             sliding_window = self.config.sliding_window and not self.training
+        self._compare_views(pixel_values, global_pixel_values, sliding_window)
         text_embeds = self.catseg.encode_vocabulary(input_ids, attention_mask, text_embeds)
         if labels is not None:
             self._check_labels(labels, pixel_values.shape[0], text_embeds.shape[0])
@@ -617,6 +638,25 @@ class CATSegForSemanticSegmentation(CATSegPreTrainedModel):
         outputs = self._segment(global_pixel_values, text_embeds, **recorded)
         outputs.logits = merge_windows(window_logits, outputs.logits, self.config)
         return outputs
+
+    def _compare_views(
+        self, pixel_values: torch.Tensor, global_pixel_values: torch.Tensor | None, sliding_window: bool
+    ):
+        """Warns if the images were prepared for the sliding window and it is off, or the other way round."""
+        if torch.compiler.is_compiling():
+            return
+        if not sliding_window and global_pixel_values is not None:
+            logger.warning_once(
+                "The images were prepared for the sliding window (`global_pixel_values` are given), but the model "
+                "looks at them once: pass `sliding_window=False` to the processor, or `True` to the model."
+            )
+        side = self.config.sliding_window_image_size
+        if sliding_window and global_pixel_values is None and pixel_values.shape[-2:] != (side, side):
+            logger.warning_once(
+                f"The model averages windows of images of {side} x {side} pixels, but these are "
+                f"{' x '.join(map(str, pixel_values.shape[-2:]))}, so they are resized: pass `sliding_window=True` to "
+                "the processor, or `False` to the model."
+            )
 
     def _check_labels(self, labels: torch.Tensor, batch_size: int, num_classes: int):
         if labels.ndim != 3 or labels.shape[0] != batch_size or labels.is_floating_point():

@@ -16,11 +16,15 @@ from huggingface_hub.utils import httpx
 from PIL import Image
 from torch.utils.data import Dataset, Subset
 from transformers.pipelines.base import Pipeline
+from transformers.utils import logging
 
 from .errors import UserError, first_line
 from .image_io_catseg import open_image, upright
+from .processing_catseg import list_labels
 from .refinement import refine_segmentation
 
+
+logger = logging.get_logger(__name__)
 
 # All labels of a call are segmented together: at 640 x 640 each takes 1.6 MB of logits for every image.
 MAX_LABELS = 4096
@@ -79,17 +83,17 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         self.model.eval()
 
     def __call__(
-        self, image: Any, candidate_labels: str | Iterable[str] | None = None, **kwargs: Any
+        self, image: Any = None, candidate_labels: str | Iterable[str] | None = None, **kwargs: Any
     ) -> "list[dict[str, Any]] | dict[str, Any] | list | Iterable":
         """
         Args:
             image:
                 An image: path, URL, base64 text, an image file's bytes or a binary file, PIL image (shown upright, as
                 its EXIF orientation says), or array or tensor of shape (H, W), (H, W, C) or (C, H, W), see
-                [`CATSegImageProcessorPil.preprocess`]. Or
-                several: a list or tuple of images gives a list of results; a generator, another iterable, a
-                dataset of images (such as `KeyDataset`) or a column of one (`dataset["image"]`) gives an iterator of
-                results, which takes images as it goes.
+                [`CATSegImageProcessorPil.preprocess`]. Or several: a list or tuple of images gives a list of
+                results; a generator, another iterable, a dataset of images (such as `KeyDataset`) or a column of
+                one (`dataset["image"]`) gives an iterator of results, which takes images as it goes. May also be
+                named `images` or `inputs`.
             candidate_labels (`str` or `Iterable[str]`, *optional*):
                 The classes to tell apart, at most 4096: a list of labels, or one string of labels separated by
                 commas. In a list, "tree, oak" is one label with a synonym, and the first word is what is looked for.
@@ -99,7 +103,12 @@ class OpenVocabularySegmentationPipeline(Pipeline):
                 every pixel belongs to one.
             prompt_templates (`str` or `list[str]`, *optional*):
                 Sentences in which `{}` stands for the class, in place of the processor's: as many as the model was
-                trained with (`config.num_prompts`).
+                trained with (`config.num_prompts`). Also as `hypothesis_template`.
+            subtask (`str`, *optional*, defaults to `"semantic"`):
+                The only one there is. The thresholds that transformers' image segmentation has for the others,
+                `mask_threshold` and `overlap_mask_area_threshold`, change nothing: a pixel is in one mask at most.
+            top_k (`int`, *optional*):
+                How many segments to return, the largest ones. By default all.
             sliding_window (`bool`, *optional*):
                 Whether to average overlapping windows and a global view of the image. By default as the checkpoint's
                 processor and configuration say.
@@ -141,6 +150,9 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         """
         if candidate_labels is not None:
             kwargs["candidate_labels"] = candidate_labels
+        for name in ("images", "inputs"):
+            if name in kwargs:
+                image = kwargs.pop(name)
         if image is None:
             raise UserError("No image was given: pass a path, a URL, a PIL image, an array or a tensor.")
         if isinstance(image, list | tuple):
@@ -171,8 +183,28 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         sliding_window: bool | None = None,
         timeout: float | None = None,
         mask_generator: Callable[[Image.Image], Any] | None = None,
+        hypothesis_template: str | None = None,
+        subtask: str | None = None,
+        mask_threshold: float | None = None,
+        overlap_mask_area_threshold: float | None = None,
+        top_k: int | None = None,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         preprocess_kwargs, forward_kwargs, postprocess_kwargs = {}, {}, {}
+        if subtask not in (None, "semantic"):
+            raise UserError(f"`subtask` is {subtask!r}, but CAT-Seg does semantic segmentation only: leave it out.")
+        if mask_threshold is not None or overlap_mask_area_threshold is not None:
+            logger.warning_once(
+                "`mask_threshold` and `overlap_mask_area_threshold` change nothing in semantic segmentation: pass "
+                "`threshold` for the least probability of a pixel."
+            )
+        if hypothesis_template is not None:
+            if prompt_templates is not None:
+                raise UserError("Got both `hypothesis_template` and `prompt_templates`, which are the same: give one.")
+            prompt_templates = hypothesis_template
+        if top_k is not None:
+            if not isinstance(top_k, int) or top_k < 1:
+                raise UserError(f"`top_k` is {top_k!r}, but a number of segments, at least 1, is needed.")
+            postprocess_kwargs["top_k"] = top_k
         if timeout is not None:
             preprocess_kwargs["timeout"] = timeout
         if candidate_labels is not None:
@@ -254,6 +286,7 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         model_outputs: Mapping[str, Any],
         threshold: float | None = None,
         return_segmentation_map: bool = False,
+        top_k: int | None = None,
     ) -> list[dict[str, Any]] | dict[str, Any]:
         segmentation, probability, labels = (
             model_outputs[name][0] for name in ("segmentation", "probability", "labels")
@@ -265,6 +298,7 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         sums = torch.bincount(classes, weights=probability.flatten().double(), minlength=len(labels) + 1)[1:]
         del classes, probability
         present = [int(index) for index in areas.argsort(descending=True, stable=True) if areas[index]]
+        present = present[:top_k]
         compress = len(present) * segmentation.numel() > _MAX_MASK_BYTES
         class_map = segmentation.to(torch.int16).numpy()
         segments = [
@@ -366,15 +400,12 @@ def split_labels(candidate_labels: str | Iterable[str]) -> list[str]:
     Raises:
         UserError: If there are none, too many, or they are no collection of labels.
     """
-    if isinstance(candidate_labels, str):
-        labels = [label.strip() for label in candidate_labels.split(",") if label.strip()]
-    elif isinstance(candidate_labels, Iterable):
-        labels = list(candidate_labels)
-    else:
+    if not isinstance(candidate_labels, Iterable):
         raise UserError(
             f"`candidate_labels` is {candidate_labels!r}, but a list of labels, or a string of labels separated by "
             "commas, is needed."
         )
+    labels = list_labels(candidate_labels)
     if not labels:
         raise UserError("`candidate_labels` has no labels: name at least one class to look for.")
     if len(labels) > MAX_LABELS:

@@ -6,16 +6,22 @@ from typing import Any
 import torch
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import ImageInput
-from transformers.processing_utils import ProcessorMixin
+from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 from transformers.tokenization_utils_base import LARGE_INTEGER
-from transformers.utils import TensorType
 
 from .errors import UserError
+from .image_processing_catseg import CATSegImageProcessorKwargs
 from .remote_code_catseg import PROCESSOR_AUTO_MAP
 
 
 DEFAULT_PROMPT_TEMPLATES = ["A photo of a {} in the scene"]
 CLIP_MAX_LENGTH = 77
+TEXT_KWARGS = {"max_length", "padding", "return_tensors", "truncation"}
+
+
+class CATSegProcessorKwargs(ProcessingKwargs, total=False):
+    images_kwargs: CATSegImageProcessorKwargs
+    _defaults = {}
 
 
 class CATSegProcessor(ProcessorMixin):
@@ -36,6 +42,7 @@ class CATSegProcessor(ProcessorMixin):
     """
 
     _auto_class = "AutoProcessor"
+    valid_processor_kwargs = CATSegProcessorKwargs
 
     def __init__(self, image_processor, tokenizer, prompt_templates: list[str] | None = None):
         self.prompt_templates = _check_templates(
@@ -56,8 +63,7 @@ class CATSegProcessor(ProcessorMixin):
         images: ImageInput | None = None,
         text: str | list[str] | None = None,
         segmentation_maps: ImageInput | None = None,
-        return_tensors: str | TensorType | None = "pt",
-        **kwargs: Any,
+        **kwargs: Unpack[CATSegProcessorKwargs],
     ) -> BatchFeature:
         """
         Prepares images and/or a vocabulary for the model.
@@ -69,62 +75,83 @@ class CATSegProcessor(ProcessorMixin):
                 The vocabulary: T labels, shared by all images, see `encode_vocabulary`.
             segmentation_maps (`ImageInput`, *optional*):
                 One label map per image.
-            return_tensors (`str`, *optional*, defaults to `"pt"`):
-                `"pt"`, `"np"` or `None` for lists.
             kwargs:
-                Arguments of the image processor, also as `images_kwargs={...}`. `padding` and `truncation`, which
-                other CLIP processors need, change nothing: prompts are padded to the longest and never cut.
+                Arguments of the image processor, also as `images_kwargs={...}`; `padding` and `max_length`, see
+                `encode_vocabulary`; `truncation`, which changes nothing, since prompts are never cut;
+                `return_tensors`, by default `"pt"`, else `"np"` or `None` for lists.
 
         Returns:
             `BatchFeature` with `pixel_values`, `global_pixel_values` and `labels` as the image processor returns them,
             and `input_ids` of shape (T, L) for one prompt template, (T, P, L) for several; no attention mask.
 
         Raises:
-            `UserError`: when neither images nor a vocabulary are given, maps without images, other arguments for
-            the tokenizer, or what the image processor and `encode_vocabulary` refuse.
+            `TypeError`: for arguments that are not listed here.
+            `UserError`: when neither images nor a vocabulary are given, maps without images, or what the image
+            processor and `encode_vocabulary` refuse.
         """
         if images is None and text is None:
             raise UserError("Neither `images` nor `text` was given: pass images, a vocabulary (labels), or both.")
         if images is None and segmentation_maps is not None:
             raise UserError("`segmentation_maps` were given without `images`: pass the images they belong to.")
-        kwargs = self._merge_kwargs(**kwargs)
-        if refused := sorted(set(kwargs["text_kwargs"]) - {"padding", "truncation", "return_tensors"}):
-            raise UserError(f"The tokenizer arguments {refused} are not accepted: leave them out.")
+        self._check_kwargs(kwargs)
+        kwargs = self._merge_kwargs(CATSegProcessorKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        text_kwargs = kwargs["text_kwargs"]
+        return_tensors = text_kwargs.get("return_tensors", "pt")
         data = {}
         if images is not None:
             images_kwargs = kwargs["images_kwargs"] | {"return_tensors": return_tensors}
             data.update(self.image_processor(images, segmentation_maps=segmentation_maps, **images_kwargs))
         if text is not None:
-            input_ids = self.encode_vocabulary(text)
+            input_ids = self.encode_vocabulary(text, text_kwargs.get("padding", True), text_kwargs.get("max_length"))
             input_ids = input_ids[:, 0] if len(self.prompt_templates) == 1 else input_ids
             data["input_ids"] = input_ids.tolist() if return_tensors is None else input_ids
         return BatchFeature(data, tensor_type=return_tensors)
 
-    def encode_vocabulary(self, labels: str | list[str]) -> torch.LongTensor:
+    def _check_kwargs(self, kwargs: dict[str, Any]):
+        images_kwargs = self.image_processor.valid_kwargs.__annotations__.keys()
+        accepted = TEXT_KWARGS | images_kwargs | {"common_kwargs", "images_kwargs", "text_kwargs"}
+        refused = sorted({*kwargs, *kwargs.get("text_kwargs", {})} - accepted)
+        if refused:
+            raise TypeError(
+                f"{type(self).__name__} takes no argument {', '.join(map(repr, refused))}: beside the image "
+                f"processor's, {', '.join(map(repr, sorted(TEXT_KWARGS)))} are accepted."
+            )
+
+    def encode_vocabulary(
+        self, labels: str | list[str], padding: bool | str = True, max_length: int | None = None
+    ) -> torch.LongTensor:
         """
         Tokenises every label in every prompt template.
 
         Args:
             labels (`str` or `list[str]`):
-                T labels; a string is a single one. "a, b, c" contributes its first synonym "a" only.
+                T labels: a list, or one string of labels separated by commas. In a list, "a, b, c" is one label with
+                synonyms, of which the first is prompted.
+            padding (`bool` or `str`, *optional*, defaults to `True`):
+                `"max_length"` pads to `max_length` tokens, everything else to the longest prompt.
+            max_length (`int`, *optional*):
+                Most tokens of a prompt. By default as many as CLIP takes, 77.
 
         Returns:
             `torch.LongTensor` of shape (T, P, L): begin of text, the prompt, end of text, then padding on the right up
-            to the longest prompt, L.
+            to L tokens.
 
         Raises:
-            `UserError`: for no labels; a label that is not a string, is blank or occurs twice; a prompt of more
-            tokens than CLIP takes.
+            `UserError`: for no labels; a label that is not a string, is blank or occurs twice; a prompt of more than
+            `max_length` tokens, or a `max_length` that is more than CLIP takes.
         """
-        labels = [labels] if isinstance(labels, str) else list(labels)
+        labels = list_labels(labels)
         names = _first_synonyms(labels)
         prompts = [template.replace("{}", name) for name in names for template in self.prompt_templates]
         # A label that spells out "<|endoftext|>" is text like any other, not the end of its prompt.
         token_ids = self.tokenizer(
             prompts, padding=False, truncation=False, split_special_tokens=True, verbose=False
         ).input_ids
-        max_length = self.tokenizer.model_max_length
-        max_length = max_length if max_length < LARGE_INTEGER else CLIP_MAX_LENGTH
+        context_length = self.tokenizer.model_max_length
+        context_length = context_length if context_length < LARGE_INTEGER else CLIP_MAX_LENGTH
+        max_length = context_length if max_length is None else max_length
+        if max_length > context_length:
+            raise UserError(f"`max_length` is {max_length}, but CLIP takes at most {context_length} tokens.")
         for index, ids in enumerate(token_ids):
             if len(ids) > max_length:
                 raise UserError(
@@ -133,7 +160,8 @@ class CATSegProcessor(ProcessorMixin):
                 )
         pad_token_id = self.tokenizer.pad_token_id
         pad_token_id = self.tokenizer.eos_token_id if pad_token_id is None else pad_token_id
-        input_ids = torch.full((len(prompts), max(map(len, token_ids))), pad_token_id)
+        length = max_length if padding == "max_length" else max(map(len, token_ids))
+        input_ids = torch.full((len(prompts), length), pad_token_id)
         for row, ids in zip(input_ids, token_ids, strict=True):
             row[: len(ids)] = torch.tensor(ids)
         return input_ids.view(len(labels), len(self.prompt_templates), -1)
@@ -141,6 +169,13 @@ class CATSegProcessor(ProcessorMixin):
     def post_process_semantic_segmentation(self, *args: Any, **kwargs: Any) -> list:
         """See [`CATSegImageProcessorPil.post_process_semantic_segmentation`]."""
         return self.image_processor.post_process_semantic_segmentation(*args, **kwargs)
+
+
+def list_labels(labels: str | Iterable[str]) -> list[str]:
+    """Labels as a list: a string is split at its commas."""
+    if isinstance(labels, str):
+        return [label.strip() for label in labels.split(",") if label.strip()]
+    return list(labels)
 
 
 def _check_templates(templates: str | Iterable[str]) -> list[str]:
@@ -179,4 +214,4 @@ def _first_synonyms(labels: list[str]) -> list[str]:
     return names
 
 
-__all__ = ["CATSegProcessor"]
+__all__ = ["CATSegProcessor", "CATSegProcessorKwargs"]
