@@ -536,7 +536,7 @@ def test_tta(sliding_window, loaded, own):
     for top in (0, height - rows):
         for left in (0, width - columns):
             part = (slice(top, top + rows), slice(left, left + columns))
-            total[:, *part] += probabilities(image[part])
+            total[(slice(None), *part)] += probabilities(image[part])
             count[part] += 1
     mean += total / count
     second, best = np.sort(mean, axis=0)[-2:]

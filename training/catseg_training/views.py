@@ -116,7 +116,7 @@ class MeanProbabilities:
             strict=True,
         ):
             probabilities = resize_bilinear(chunk[None].sigmoid(), part_size)[0]
-            mean[:, rows, columns] += probabilities[:, *inside] * weights
+            mean[:, rows, columns] += probabilities[(slice(None), *inside)] * weights
 
     def _coverage(self, scale: float) -> torch.Tensor:
         """How many parts of this scale cover a pixel `(H, W)`."""
