@@ -10,7 +10,7 @@ import os
 import sys
 import warnings
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from glob import glob, has_magic
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from transformers import AutoConfig, pipeline
 
 from .errors import UNREADABLE_CHECKPOINT, UserError, first_line
 from .files import replaced_file
+from .mask_generation import load_mask_generator
 from .pipeline_catseg import OpenVocabularySegmentationPipeline, read_pixels, split_labels
 from .remote_code_catseg import OPEN_VOCABULARY_TASK
 from .video import DEFAULT_SMOOTHING, DamagedVideoError, legend_path, segment_video
@@ -66,6 +67,9 @@ def build_parser() -> argparse.ArgumentParser:
     segment.add_argument("images", nargs="+", metavar="IMAGE", help="file, folder, glob pattern or URL")
     segment.add_argument("--output", required=True, type=Path, help="folder for the results")
     _add_model_options(segment)
+    segment.add_argument(
+        "--sam", metavar="MODEL", help="folder or Hub id of a Segment Anything model, whose masks the classes follow"
+    )
     segment.add_argument("--batch_size", type=_positive, default=1, help="images at a time (default: 1)")
     segment.add_argument(
         "--max_image_pixels",
@@ -126,9 +130,11 @@ def segment_images(arguments: argparse.Namespace) -> int:
             raise UserError(f"The output {str(arguments.output)!r} is a file, but a folder is needed.")
         segmenter = load_segmenter(arguments.model, arguments.device, arguments.dtype)
         labels = _choose_labels(segmenter, arguments)
-        records = _segment_each(segmenter, images, labels, failures, arguments)
+        mask_generator = load_mask_generator(arguments.sam, arguments.device) if arguments.sam else None
+        records = _segment_each(segmenter, images, labels, mask_generator, failures, arguments)
         summary = {
             "model": arguments.model,
+            "sam": arguments.sam,
             "labels": labels,
             "threshold": arguments.threshold,
             "images": records,
@@ -267,6 +273,7 @@ def _segment_each(
     segmenter: OpenVocabularySegmentationPipeline,
     images: list[str],
     labels: list[str],
+    mask_generator: Callable[[Image.Image], Any] | None,
     failures: list[tuple[str, str]],
     arguments: argparse.Namespace,
 ) -> list[dict[str, Any]]:
@@ -291,6 +298,7 @@ def _segment_each(
             labels if arguments.labels is not None or arguments.vocabulary is not None else None,
             batch_size=arguments.batch_size,
             threshold=arguments.threshold,
+            mask_generator=mask_generator,
             return_segmentation_map=True,
         )
         for result in results:
