@@ -11,7 +11,7 @@ MEAN_IOU = Path(__file__).resolve().parents[1] / "metrics" / "mean_iou"
 
 
 def confusion_matrix(num_labels: int, ignore_index: int) -> Any:
-    """An empty `ConfusionMatrix` (`update`, `merge`, `matrix`, `scores`) of `training/metrics/mean_iou`."""
+    """An empty `ConfusionMatrix` (`update`, `matrix`, `scores`) of `training/metrics/mean_iou`."""
     return _metric().confusion_matrix(num_labels=num_labels, ignore_index=ignore_index)
 
 

@@ -42,84 +42,29 @@ Examples:
     0.5
 """
 
-CITATION = """\
-@article{everingham2010pascal,
-  title   = {The PASCAL Visual Object Classes (VOC) Challenge},
-  author  = {Everingham, Mark and Van Gool, Luc and Williams, Christopher K. I. and Winn, John and Zisserman, Andrew},
-  journal = {International Journal of Computer Vision},
-  volume  = {88},
-  number  = {2},
-  pages   = {303--338},
-  year    = {2010}
-}
-"""
-
+SETTINGS = ("num_labels", "ignore_index", "label_map", "reduce_labels")
 MIN_ID, MAX_ID = -65536, 65535
-SMALL_ID = 1024  # Smaller ids are their own places in a matrix and need no table.
-MAX_IDS = 8192  # The counts of so many take 0.5 GB.
+
+Counts = tuple[np.ndarray, np.ndarray]  # different pairs of a label and a prediction, and the pixels of each
+NOTHING: Counts = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
 
 
-class PairCounts:
-    """
-    Pixels by the ids of their label and prediction, whichever of these are classes.
+def count_pairs(prediction: Any, label: Any) -> Counts:
+    """Counts an image, whichever ids are classes; raises `ValueError` unless both are integers of the same shape."""
+    prediction, label = _to_ids(prediction, "prediction"), _to_ids(label, "label")
+    if prediction.shape != label.shape:
+        raise ValueError(
+            f"The prediction's shape {prediction.shape} is not the label's, {label.shape}: resize the prediction, "
+            "as `post_process_semantic_segmentation(target_sizes=...)` does, and leave the label as it is."
+        )
+    return np.unique(label * 2**17 + prediction, return_counts=True)
 
-    Args:
-        ids (`np.ndarray` of shape `(N,)`): Different ids, not all of which need have occurred.
-        pixels (`np.ndarray` of shape `(N, N)`): Pixels by label (rows) and prediction (columns), int64.
-    """
 
-    def __init__(self, ids: np.ndarray, pixels: np.ndarray):
-        self.ids = ids
-        self.pixels = pixels
-
-    @classmethod
-    def nothing(cls) -> "PairCounts":
-        return cls(np.zeros(0, dtype=np.int64), np.zeros((0, 0), dtype=np.int64))
-
-    @classmethod
-    def of_image(cls, prediction: Any, label: Any) -> "PairCounts":
-        """Counts an image; raises `ValueError` unless both are integers up to 65535 of the same shape."""
-        prediction, label = _to_ids(prediction, "prediction"), _to_ids(label, "label")
-        if prediction.shape != label.shape:
-            raise ValueError(
-                f"The prediction's shape {prediction.shape} is not the label's, {label.shape}: resize the prediction, "
-                "as `post_process_semantic_segmentation(target_sizes=...)` does, and leave the label as it is."
-            )
-        prediction, label = prediction.ravel(), label.ravel()
-        low = int(min(prediction.min(initial=0), label.min(initial=0)))
-        high = int(max(prediction.max(initial=0), label.max(initial=0)))
-        if low >= 0 and high < SMALL_ID:
-            ids = np.arange(high + 1)
-        else:
-            # numpy finds negative ids at the table's end.
-            table = np.zeros(MAX_ID - MIN_ID + 1, dtype=np.intp)
-            table[prediction] = table[label] = 1
-            ids = np.flatnonzero(table)
-            _check_number(ids)
-            table[ids] = np.arange(len(ids))
-            prediction, label = table[prediction], table[label]
-            ids[ids > MAX_ID] -= len(table)
-        pairs = np.multiply(label, len(ids), dtype=np.intp)
-        pairs += prediction
-        return cls(ids, np.bincount(pairs, minlength=len(ids) ** 2).reshape(len(ids), len(ids)))
-
-    def add(self, other: "PairCounts"):
-        """Adds other counts; raises `ValueError` if there are too many ids."""
-        ids = np.union1d(self.ids, other.ids)
-        if len(ids) > len(self.ids):
-            _check_number(ids)
-            pixels = np.zeros((len(ids), len(ids)), dtype=np.int64)
-            pixels[self._cells(ids)] = self.pixels
-            self.ids, self.pixels = ids, pixels
-        self.pixels[other._cells(self.ids)] += other.pixels
-
-    def _cells(self, ids: np.ndarray) -> tuple:
-        """Where its pixels belong in a matrix of more ids, sorted ones."""
-        num = len(self.ids)
-        if np.array_equal(self.ids, ids[:num]):  # slices are far faster
-            return slice(num), slice(num)
-        places = np.searchsorted(ids, self.ids)
-        return np.ix_(places, places)
+def add_up(*counts: Counts) -> Counts:
+    """The sum of several counts."""
+    pairs, pixels = (np.concatenate(parts) for parts in zip(*counts, strict=True))
+    pairs, places = np.unique(pairs, return_inverse=True)
+    return pairs, np.bincount(places, pixels, minlength=len(pairs)).astype(np.int64)
 
 
 class ConfusionMatrix:
@@ -138,7 +83,7 @@ class ConfusionMatrix:
 
     def __init__(
         self,
-        num_labels: int,
+        num_labels: int | None = None,
         ignore_index: int | None = None,
         label_map: Mapping[int, int] | None = None,
         reduce_labels: bool | None = None,
@@ -153,7 +98,7 @@ class ConfusionMatrix:
         self.num_labels = num_labels
         self.ignore_index = ignore_index
         self.label_map = label_map or {}
-        self.reduce_labels = reduce_labels
+        self.reduce_labels = bool(reduce_labels)
         self.matrix = np.zeros((num_labels, num_labels), dtype=np.int64)
 
     def update(self, prediction: Any, label: Any):
@@ -167,23 +112,24 @@ class ConfusionMatrix:
             ValueError: If the shapes differ, a label is neither a class nor ignored, or a prediction is no class where
                 the label counts. Nothing is counted then.
         """
-        self.add(PairCounts.of_image(prediction, label))
+        self.add(count_pairs(prediction, label))
 
-    def add(self, counts: PairCounts):
-        """Adds counts of ids, or raises `ValueError` as [`~ConfusionMatrix.update`] does and adds nothing."""
-        ids, pixels = counts.ids, counts.pixels
-        labels = np.array([self.label_map.get(label, label) for label in ids.tolist()], dtype=np.int64)
-        is_ignored = labels == self.ignore_index
+    def add(self, counts: Counts):
+        """Adds counts, or raises `ValueError` as [`~ConfusionMatrix.update`] does and adds nothing."""
+        pairs, pixels = counts
+        labels, predictions = np.divmod(pairs - MIN_ID, 2**17)
+        predictions += MIN_ID
+        if self.label_map:
+            labels = np.array([self.label_map.get(label, label) for label in labels.tolist()], dtype=np.int64)
+        is_counted = labels != self.ignore_index
         if self.reduce_labels:
-            is_ignored |= labels == 0
+            is_counted &= labels != 0
             labels -= 1
-        pixels = pixels[~is_ignored]
-        rows, columns = pixels.any(axis=1), pixels.any(axis=0)
-        labels, predictions = labels[~is_ignored][rows], ids[columns]
+        labels, predictions = labels[is_counted], predictions[is_counted]
         accepted = f"accepted are 0 to {self.num_labels - 1} (`num_labels` is {self.num_labels})"
         if (bad := labels[(labels < 0) | (labels >= self.num_labels)]).size:
             raise ValueError(
-                f"A label has the id {bad[0] + bool(self.reduce_labels)}; {accepted} and `ignore_index`, which is "
+                f"A label has the id {bad[0] + self.reduce_labels}; {accepted} and `ignore_index`, which is "
                 f"{self.ignore_index}. If its pixels do not count, give it as `ignore_index`; if 0 is the background "
                 "and 1 the first class, `reduce_labels=True`; if ids have gaps, a `label_map`."
             )
@@ -192,13 +138,7 @@ class ConfusionMatrix:
                 f"A prediction has the id {bad[0]}; {accepted}. Was it made for another vocabulary, or are there "
                 "pixels without a class?"
             )
-        np.add.at(self.matrix, np.ix_(labels, predictions), pixels[np.ix_(rows, columns)])
-
-    def merge(self, other: "ConfusionMatrix"):
-        """Adds what another one of the same classes has counted."""
-        if self.num_labels != other.num_labels:
-            raise ValueError(f"{self.num_labels} and {other.num_labels} classes cannot be merged.")
-        self.matrix = self.matrix + other.matrix
+        np.add.at(self.matrix, (labels, predictions), pixels[is_counted])
 
     def scores(self) -> dict[str, Any]:
         """What the metric returns: means as floats, NaN if no pixel counts, and arrays with a value for each class."""
@@ -213,11 +153,6 @@ class ConfusionMatrix:
             "per_category_iou": iou,
             "per_category_accuracy": accuracy,
         }
-
-
-def _check_number(ids: np.ndarray):
-    if len(ids) > MAX_IDS:
-        raise ValueError(f"There are {len(ids)} different ids, but at most {MAX_IDS} are counted: are they class ids?")
 
 
 def _to_ids(values: Any, name: str) -> np.ndarray:
@@ -235,8 +170,7 @@ def _to_ids(values: Any, name: str) -> np.ndarray:
     for limit in (array.min(initial=0), array.max(initial=0)):
         if not MIN_ID <= limit <= MAX_ID:
             raise ValueError(f"The {name} has the id {limit}; at most {MAX_ID} is accepted.")
-    # Not every array of integers can be an index.
-    return array if array.dtype.kind in "ui" and array.dtype != np.uint64 else array.astype(np.int64)
+    return array.astype(np.int64, copy=False)
 
 
 def _divide(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
@@ -253,16 +187,8 @@ def _mean(values: np.ndarray) -> float:
 class MeanIou(evaluate.Metric):
     """Counts pairs of ids as they come, so `compute` may be the first to be told which are classes."""
 
-    def __init__(
-        self,
-        *,
-        num_labels: int | None = None,
-        ignore_index: int | None = None,
-        nan_to_num: float | None = None,
-        label_map: Mapping[int, int] | None = None,
-        reduce_labels: bool | None = None,
-        **kwargs,
-    ):
+    def __init__(self, *, nan_to_num: float | None = None, **kwargs):
+        settings = {name: kwargs.pop(name) for name in SETTINGS if name in kwargs}
         super().__init__(**kwargs)
         if self.num_process > 1:
             raise ValueError(
@@ -270,24 +196,16 @@ class MeanIou(evaluate.Metric):
                 "their `confusion_matrix()`."
             )
         self.nan_to_num = nan_to_num
-        self.settings = {
-            "num_labels": num_labels,
-            "ignore_index": ignore_index,
-            "label_map": label_map,
-            "reduce_labels": reduce_labels,
-        }
-        if num_labels is not None:
+        self.settings = {name: value for name, value in settings.items() if value is not None}
+        if "num_labels" in self.settings:
             ConfusionMatrix(**self.settings)
-        self._forget()
-
-    def _forget(self):
-        self._counts, self._num_images = PairCounts.nothing(), 0
+        self._counts, self._num_images = NOTHING, 0
 
     def _info(self) -> evaluate.MetricInfo:
         image = datasets.Sequence(datasets.Sequence(datasets.Value("uint16")))
         return evaluate.MetricInfo(
             description=DESCRIPTION,
-            citation=CITATION,
+            citation="",
             inputs_description=INPUTS_DESCRIPTION,
             features=datasets.Features({"predictions": image, "references": image}),
             reference_urls=["http://host.robots.ox.ac.uk/pascal/VOC/"],
@@ -307,52 +225,44 @@ class MeanIou(evaluate.Metric):
         """Counts several images, or none of them if something is wrong with one (`ValueError`)."""
         if kwargs:
             raise ValueError(f"Unknown inputs {sorted(kwargs)}: `predictions` and `references` are accepted.")
-        batch = _count(predictions, references)
-        if self.settings["num_labels"] is not None and self.settings["ignore_index"] is not None:
+        batch = _count_images(predictions, references)
+        if {"num_labels", "ignore_index"} <= self.settings.keys():
             ConfusionMatrix(**self.settings).add(batch)
-        self._counts.add(batch)
+        self._counts = add_up(self._counts, batch)
         self._num_images += len(predictions)
 
     def confusion_matrix(self, **settings) -> ConfusionMatrix:
         """Counts since the last `compute`, which takes the same settings."""
         given = {name: value for name, value in settings.items() if value is not None}
-        confusion_matrix = ConfusionMatrix(**(self.settings | given))
-        confusion_matrix.add(self._counts)
-        return confusion_matrix
+        matrix = ConfusionMatrix(**(self.settings | given))
+        matrix.add(self._counts)
+        return matrix
 
     def compute(
         self,
         *,
         predictions: Sequence | None = None,
         references: Sequence | None = None,
-        num_labels: int | None = None,
-        ignore_index: int | None = None,
         nan_to_num: float | None = None,
-        label_map: Mapping[int, int] | None = None,
-        reduce_labels: bool | None = None,
+        **settings,
     ) -> dict[str, Any]:
         """
         Scores of all images since the last call and of those that are given. The metric is empty after it, but not
         after an error (`ValueError`), which changes nothing.
         """
-        matrix = self.confusion_matrix(
-            num_labels=num_labels, ignore_index=ignore_index, label_map=label_map, reduce_labels=reduce_labels
-        )
+        matrix = self.confusion_matrix(**settings)
         if predictions is not None or references is not None:
-            matrix.add(_count(predictions, references))
+            matrix.add(_count_images(predictions, references))
         elif not len(self):
             raise ValueError("There is nothing to compute: call `add` or `add_batch` first, or give both inputs.")
-        self._forget()
+        self._counts, self._num_images = NOTHING, 0
         results, nan = matrix.scores(), self.nan_to_num if nan_to_num is None else nan_to_num
         return results if nan is None else {name: np.nan_to_num(value, nan=nan) for name, value in results.items()}
 
 
-def _count(predictions: Sequence | None, references: Sequence | None) -> PairCounts:
+def _count_images(predictions: Sequence | None, references: Sequence | None) -> Counts:
     if predictions is None or references is None:
         raise ValueError("Predictions and references are needed, both.")
     if len(predictions) != len(references):
         raise ValueError(f"There are {len(predictions)} predictions for {len(references)} references.")
-    counts = PairCounts.nothing()
-    for prediction, reference in zip(predictions, references, strict=True):
-        counts.add(PairCounts.of_image(prediction, reference))
-    return counts
+    return add_up(NOTHING, *(count_pairs(*images) for images in zip(predictions, references, strict=True)))
