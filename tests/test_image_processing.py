@@ -474,6 +474,19 @@ def test_post_process_resizes_probabilities(processor, monkeypatch, chunk_bytes)
         assert not torch.equal(segmentation, resized_logits.argmax(dim=0))
 
 
+@pytest.mark.parametrize("size", [(70, 90), (7, 300), (200, 131), (23, 41)])
+@pytest.mark.parametrize("contrast", [2, 40])
+def test_classes_that_win_nowhere_are_left_out(processor, size, contrast):
+    """And no others: also where the probabilities of several classes are rounded to 1, of which the first wins."""
+    noise = torch.randn(1, 60, 5, 6, generator=torch.Generator().manual_seed(0))
+    noise[:, 20:] -= 2
+    logits = contrast * F.interpolate(noise, (70, 90), mode="bicubic")
+    possible = image_processing_catseg._possible_classes(logits[0])
+    assert 5 < len(possible) < 55
+    (segmentation,) = processor.post_process_semantic_segmentation(SimpleNamespace(logits=logits), [size])
+    assert torch.equal(segmentation, resized_probabilities(logits[0], size).argmax(dim=0))
+
+
 @pytest.mark.parametrize("size", [None, [(9, 14)]])
 @pytest.mark.parametrize("scores", [False, True])
 @pytest.mark.parametrize("origin", ["graph", "leaf", "inference"])

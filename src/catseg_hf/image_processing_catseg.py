@@ -50,6 +50,9 @@ _MAX_CHUNK_BYTES = 128 * 2**20
 # Processors are many times slower on numbers as small as the probabilities of classes that were cut away. A power of
 # two lifts them above that and changes no other bit.
 _PROBABILITY_SCALE = 2.0**60
+# Along the shorter side, in which classes are compared before they are resized, and by how much, relatively, rounding
+# may move what is resized.
+_CELLS, _ROUNDING = 32, 1e-5
 
 
 class CATSegImageProcessorKwargs(ImagesKwargs, total=False):
@@ -543,18 +546,39 @@ def _check_target_size(size: Any) -> tuple[int, int]:
 def _most_probable_class(logits: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
     """Arg max over T of the probabilities (T, h, w) resized to `size`, and its probability, a few classes at a
     time."""
+    logits = logits.detach()
     pixels = size[0] * size[1] + 2 * logits.shape[-2] * logits.shape[-1]
     best = torch.full(size, -1.0, device=logits.device)
     segmentation = torch.zeros(size, dtype=torch.int64, device=logits.device)
-    first = 0
-    for chunk in logits.detach().split(max(1, _MAX_CHUNK_BYTES // (4 * pixels))):
+    all_classes = torch.arange(len(logits), device=logits.device)
+    # An accelerator would have to be waited for, which costs more than it saves.
+    possible = _possible_classes(logits) if logits.device.type == "cpu" else all_classes
+    for indices in possible.split(max(1, _MAX_CHUNK_BYTES // (4 * pixels))):
         # The first of equal classes, here as in the comparison with those before.
-        scores, classes = _resize_bilinear(chunk.float().sigmoid() * _PROBABILITY_SCALE, size).max(dim=0)
+        probabilities = logits[indices].float().sigmoid() * _PROBABILITY_SCALE
+        scores, places = _resize_bilinear(probabilities, size).max(dim=0)
         is_better = scores > best
-        segmentation = torch.where(is_better, classes + first, segmentation)
+        segmentation = torch.where(is_better, indices[places], segmentation)
         best = torch.where(is_better, scores, best)
-        first += len(chunk)
     return segmentation, best / _PROBABILITY_SCALE
+
+
+def _possible_classes(logits: torch.Tensor) -> torch.Tensor:
+    """
+    Indices of the classes that may be the most probable one somewhere, whatever size the probabilities of the logits
+    (T, h, w) are resized to. Between pixels they lie between those of the pixels: in a cell, a class whose largest one
+    is below the smallest one of another class loses.
+    """
+    stride = max(1, min(logits.shape[-2:]) // _CELLS)
+    largest, smallest = [], []
+    for of_class in logits.float():
+        # Cells share the pixels on their borders.
+        padded = F.pad(of_class[None, None], (1, 1, 1, 1), mode="replicate")
+        largest.append(F.max_pool2d(padded, stride + 1, stride, ceil_mode=True)[0, 0])
+        smallest.append(-F.max_pool2d(-padded, stride + 1, stride, ceil_mode=True)[0, 0])
+    largest, smallest = torch.stack(largest).sigmoid(), torch.stack(smallest).sigmoid()
+    to_reach = smallest.amax(dim=0) * (1 - _ROUNDING) - torch.finfo(torch.float32).tiny
+    return (~(largest < to_reach)).flatten(1).any(dim=1).nonzero()[:, 0]
 
 
 class CATSegImageProcessorPil(_CATSegImageProcessing, PilBackend):
