@@ -5,7 +5,7 @@ python demo/app.py --model catseg-base catseg-large --port 8080
 """
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -39,6 +39,7 @@ CSS = """
 """
 # On a phone the results lie below what was just pressed.
 SHOW_RESULTS = "() => { if (innerWidth < 768) document.querySelector('#results').scrollIntoView(); }"
+SAM_MODELS = ("facebook/sam2.1-hiera-tiny", "facebook/sam-vit-base")
 HOUR = 3600
 MAX_QUEUED = 64
 LAUNCH_OPTIONS = {
@@ -57,20 +58,27 @@ def main():
         default=[],
         help="folders or Hub ids of checkpoints to offer, the first by default (default: the one in the package)",
     )
+    parser.add_argument(
+        "--sam", nargs="+", default=[], help="folders or Hub ids of Segment Anything models to offer, beside two"
+    )
     parser.add_argument("--port", type=int, help="(default: the first free one from 7860 on)")
     parser.add_argument("--share", action="store_true", help="make a public link through Gradio's servers")
     arguments = parser.parse_args()
-    build_app(arguments.model).launch(server_port=arguments.port, share=arguments.share, **LAUNCH_OPTIONS)
+    build_app(arguments.model, arguments.sam).launch(
+        server_port=arguments.port, share=arguments.share, **LAUNCH_OPTIONS
+    )
 
 
-def build_app(models: list[str] = ()) -> gr.Blocks:
+def build_app(models: Sequence[str] = (), sams: Sequence[str] = ()) -> gr.Blocks:
     """
     The page, with its API.
 
     Args:
-        models (`list[str]`, *optional*): Folders or Hub ids that are offered before the model in the package.
+        models (`Sequence[str]`, *optional*): Folders or Hub ids that are offered before the model in the package.
+        sams (`Sequence[str]`, *optional*): Those of Segment Anything models that are offered.
     """
-    offered = [*models, EMBEDDED]
+    models = [*models, EMBEDDED]
+    sams = [*sams, *SAM_MODELS]
 
     @with_messages
     def segment_image(
@@ -79,6 +87,7 @@ def build_app(models: list[str] = ()) -> gr.Blocks:
         model: str,
         threshold: float,
         sliding_window: bool,
+        sam: str,
         progress: gr.Progress = gr.Progress(),
     ) -> tuple[Segmentation, dict[str, Any]]:
         if image is None:
@@ -88,9 +97,10 @@ def build_app(models: list[str] = ()) -> gr.Blocks:
         if frames > 1:
             gr.Info(f"The file has {frames} frames: the first one is segmented.")
         progress(0.1, "Loading the model")
-        segmenter = load_model(find_model(model, offered))
+        segmenter = load_model(find_model(model, models))
         progress(0.3, f"Segmenting into {len(labels)} classes")
-        result = segment(segmenter, image, labels, threshold, sliding_window)
+        sam = find_model(sam, sams) if sam else None
+        result = segment(segmenter, image, labels, threshold, sliding_window, sam)
         return result, summarize(result)
 
     with gr.Blocks(title="CAT-Seg", analytics_enabled=False, delete_cache=(HOUR, HOUR)) as app:
@@ -116,8 +126,8 @@ def build_app(models: list[str] = ()) -> gr.Blocks:
                     cancel = gr.Button("Cancel", min_width=120)
                 with gr.Accordion("Settings", open=False):
                     model = gr.Dropdown(
-                        offered,
-                        value=offered[0],
+                        models,
+                        value=models[0],
                         label="Model",
                         info="From the list, or a Hub id.",
                         allow_custom_value=True,
@@ -126,6 +136,13 @@ def build_app(models: list[str] = ()) -> gr.Blocks:
                         0, 1, 0, step=0.01, label="Threshold", info="Less probable pixels stay unlabelled."
                     )
                     sliding_window = gr.Checkbox(label="Sliding window", info="Slower, finer.")
+                    sam = gr.Dropdown(
+                        [("off", ""), *sams],
+                        value="",
+                        label="Segment Anything",
+                        info="Classes follow the masks of this model, from the list or by Hub id.",
+                        allow_custom_value=True,
+                    )
                 examples = [[str(HERE / name), text] for name, text in EXAMPLES.items()]
                 gr.Examples(examples, [image, labels])
             with gr.Column(scale=3, min_width=320, elem_id="results"), gr.Tabs():
@@ -133,7 +150,7 @@ def build_app(models: list[str] = ()) -> gr.Blocks:
                     segmentation = gr.AnnotatedImage(
                         label="Click a class to see it alone", elem_classes="segmentation"
                     )
-                    opacity = gr.Slider(0, 1, 0.6, step=0.05, label="Opacity")
+                    opacity = gr.Slider(0, 1, 0.6, step=0.05, label="Opacity", interactive=False)
                 with gr.Tab("Before and after"):
                     before_after = gr.ImageSlider(label="Before and after", max_height=720)
                 with gr.Tab("Probabilities"):
@@ -163,7 +180,7 @@ def build_app(models: list[str] = ()) -> gr.Blocks:
         segmented = gr.on(
             [run.click, labels.submit],
             segment_image,
-            [image, labels, model, threshold, sliding_window],
+            [image, labels, model, threshold, sliding_window, sam],
             [result, summary],
             show_progress_on=segmentation,
             api_name="segment",
@@ -172,7 +189,7 @@ def build_app(models: list[str] = ()) -> gr.Blocks:
         shown = segmented.success(
             show_result,
             [result, opacity],
-            [segmentation, alone, before_after, label, heat, x, y, best, left, right, code, files],
+            [segmentation, alone, before_after, opacity, label, heat, x, y, best, left, right, code, files],
             **private,
         )
         shown.success(None, js=SHOW_RESULTS, **private)
@@ -222,6 +239,7 @@ def show_result(result: Segmentation, opacity: float) -> list[Any]:
     x, y = (side // 2 for side in result.image.size)
     return [
         *change_opacity(result, opacity)[:-1],
+        gr.Slider(interactive=True),
         gr.Dropdown(choices=result.labels, value=largest),
         heat_map(result, largest),
         x,
@@ -234,9 +252,8 @@ def show_result(result: Segmentation, opacity: float) -> list[Any]:
     ]
 
 
-@with_messages
-def change_opacity(result: Segmentation | None, opacity: float) -> list[Any]:
-    image, _ = displayed(check(result))
+def change_opacity(result: Segmentation, opacity: float) -> list[Any]:
+    image, _ = displayed(result)
     return [annotated(result, opacity), None, (image, overlay(result, opacity)), python_code(result, opacity)]
 
 
@@ -255,7 +272,8 @@ def draw_heat_map(result: Segmentation | None, label: str) -> Any:
 @with_messages
 def compare_labels(result: Segmentation | None, labels: str, opacity: float) -> list[gr.AnnotatedImage]:
     segmenter = load_model(check(result).model)
-    other = segment(segmenter, result.image, parse_labels(labels), result.threshold, result.sliding_window)
+    settings = result.threshold, result.sliding_window, result.sam
+    other = segment(segmenter, result.image, parse_labels(labels), *settings)
     return [annotated(result, opacity), annotated(other, opacity)]
 
 

@@ -55,7 +55,7 @@ def made_up(size: tuple[int, int], num_classes: int) -> Segmentation:
         {"index": index, "label": label, "area": 1 / num_classes, "score": 0.5} for index, label in enumerate(labels)
     ]
     probabilities = torch.rand(num_classes, 4, 4, generator=torch.Generator().manual_seed(0)).half()
-    return Segmentation(Image.new("RGB", size), "model", labels, 0.0, False, classes, segments, probabilities)
+    return Segmentation(Image.new("RGB", size), "model", labels, 0.0, False, None, classes, segments, probabilities)
 
 
 @pytest.mark.parametrize(
@@ -140,6 +140,27 @@ def test_results_are_the_pipelines(segmenter, sliding_window):
         assert found["label"] == other["label"] == LABELS[found["index"]]
         assert found["score"] == pytest.approx(other["score"], abs=1e-6)
         assert found["area"] == pytest.approx(np.mean(np.array(other["mask"]) == 255), abs=1e-6)
+
+
+def test_classes_follow_the_masks_of_segment_anything(segmenter, tmp_path, monkeypatch):
+    def halves(image: Image.Image) -> np.ndarray:
+        left = np.arange(image.width) < image.width // 2
+        return np.stack([left, ~left])[:, None].repeat(image.height, axis=1)
+
+    monkeypatch.setattr(segmentation, "load_masks", {"owner/sam": halves}.get)
+    result = segment(segmenter, Image.open(SCENE), LABELS, sam="owner/sam")
+    expected = segmenter(
+        Image.open(SCENE), candidate_labels=LABELS, mask_generator=halves, return_segmentation_map=True
+    )
+    assert torch.equal(result.segmentation.long(), expected["segmentation"])
+    assert (result.segmentation[:, :256] == result.segmentation[0, 0]).all()
+    assert summarize(result)["sam"] == "owner/sam"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("catseg_hf.mask_generation.load_mask_generator", {"owner/sam": halves}.get)
+    result.image.save("image.jpg")
+    exec(python_code(result, opacity=0.4), {})
+    drawn = np.array(Image.open("overlay.png").crop((0, 0, 256, 512)), dtype=int)
+    assert np.abs(drawn - np.array(overlay(result, 0.4).crop((0, 0, 256, 512)))).mean() < 5
 
 
 def test_images_of_any_mode(segmenter):
@@ -268,7 +289,8 @@ def test_the_space_installs_what_the_library_needs():
     setup = (ROOT / "setup.cfg").read_text()
     (needed,) = re.findall(r"install_requires =\n((?:    .+\n)+)", setup)
     (gradio,) = re.findall(r"app =\n    gradio>=(.+)\n", setup)
-    assert (ROOT / "demo" / "requirements.txt").read_text().split() == needed.split()
+    installed = (ROOT / "demo" / "requirements.txt").read_text().split()
+    assert installed == sorted([*needed.split(), "torchvision"])  # for Segment Anything
     assert metadata["sdk_version"].startswith(gradio)
 
 
@@ -278,7 +300,7 @@ class Visitor:
     def __init__(self, url: str):
         from gradio_client import Client
 
-        self.client = Client(url, verbose=False)
+        self.client = Client(url, verbose=False, httpx_kwargs={"timeout": 600})
 
     def segment(self, labels: str, image: Path = SCENE, **settings) -> dict:
         from gradio_client import handle_file
@@ -344,6 +366,7 @@ def test_messages(visitor, tmp_path):
         "5000 classes were named, but at most 4096": lambda: visitor.segment(too_many),
         "There is no image yet": lambda: visitor.call("segment", None, "cat"),
         "'/etc' is no model": lambda: visitor.segment("cat", model="/etc"),
+        "'/srv' is no model": lambda: visitor.segment("cat", sam="/srv"),
         "Nothing is segmented yet": lambda: visitor.call("heat_map", "cat"),
     }
     for message, request in requests.items():

@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from catseg_app.segmentation import load_model, segment, top_labels
-from catseg_hf import EMBEDDED_MODEL
+from catseg_hf import EMBEDDED_MODEL, load_vocabulary
 from catseg_hf.visualization import legend_text
 from catseg_training.world.words import classes
 
@@ -160,6 +160,29 @@ def test_a_class_alone(visit):
     visit.page.wait_for_function(f"document.querySelector('.segmentation img.mask').src != {source!r}")
     assert [place for place, seen in enumerate(visible()) if seen] == [1]
     visit.keep("class_alone")
+
+
+def test_opacity(visit):
+    visit.segment(SCENE, LABELS)
+
+    def strongest() -> int:
+        mask = visit.page.locator(".segmentation img.mask").first.get_attribute("src")
+        return np.array(Image.open(BytesIO(visit.page.request.get(mask).body())))[..., 3].max()
+
+    assert strongest() == int(0.6 * 255)
+    source = visit.page.locator(".segmentation img.mask").first.get_attribute("src")
+    visit.page.get_by_label("number input for Opacity").fill("0.2")
+    visit.page.keyboard.press("Tab")
+    visit.page.wait_for_function(f"document.querySelector('.segmentation img.mask').src != {source!r}")
+    assert strongest() == int(0.2 * 255)
+
+
+def test_presets(visit):
+    visit.page.get_by_label("Preset").click()
+    visit.page.get_by_role("option", name="pascal_voc_20", exact=True).click()
+    playwright.expect(visit.page.get_by_label("Classes").first).to_have_value(
+        ", ".join(load_vocabulary("pascal_voc_20"))
+    )
 
 
 def test_a_pixel_and_a_heat_map(visit, result):

@@ -20,6 +20,7 @@ def summarize(result: Segmentation) -> dict[str, Any]:
         "height": result.image.height,
         "threshold": result.threshold,
         "sliding_window": result.sliding_window,
+        "sam": result.sam,
         "labels": result.labels,
         "segments": result.segments,
     }
@@ -52,11 +53,15 @@ def python_code(result: Segmentation, opacity: float) -> str:
     model = "EMBEDDED_MODEL" if result.model == EMBEDDED_MODEL else json.dumps(result.model)
     names = ["EMBEDDED_MODEL"] * (result.model == EMBEDDED_MODEL) + ["load_vocabulary"] * (vocabulary is not None)
     imports = f"from catseg_hf import {', '.join(names)}" if names else "import catseg_hf  # registers CAT-Seg"
+    sam_import = sam = ""
+    if result.sam:
+        sam_import = "\nfrom catseg_hf.mask_generation import load_mask_generator"
+        sam = f"\n    mask_generator=load_mask_generator({json.dumps(result.sam)}),"
     return f"""\
 from PIL import Image
 from transformers import pipeline
 
-{imports}
+{imports}{sam_import}
 from catseg_hf.visualization import draw_segmentation
 
 
@@ -67,7 +72,7 @@ result = segmenter(
     image,
     candidate_labels=labels,
     threshold={result.threshold},
-    sliding_window={result.sliding_window},
+    sliding_window={result.sliding_window},{sam}
     return_segmentation_map=True,
 )
 for segment in result["segments"]:

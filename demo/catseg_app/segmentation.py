@@ -15,6 +15,7 @@ from catseg_hf import EMBEDDED_MODEL
 from catseg_hf.cli import load_segmenter
 from catseg_hf.errors import UserError
 from catseg_hf.image_io_catseg import open_image
+from catseg_hf.mask_generation import load_mask_generator
 from catseg_hf.pipeline_catseg import OpenVocabularySegmentationPipeline, read_pixels
 from catseg_hf.visualization import area_shares
 
@@ -35,7 +36,7 @@ class Segmentation:
         image (`PIL.Image.Image`): In RGB, upright, in its full size.
         model (`str`): Folder or Hub id of the checkpoint.
         labels (`list[str]`): Names of the classes, T.
-        threshold (`float`), sliding_window (`bool`): As they were given.
+        threshold (`float`), sliding_window (`bool`), sam (`str` or `None`): As they were given.
         segmentation (`torch.ShortTensor` of shape (H, W)): Class of every pixel, -1 for none.
         segments (`list[dict]`): `index`, `label`, `area` (share in 0..1) and `score` (mean probability in 0..1) of
             every class in the segmentation, the largest first.
@@ -47,6 +48,7 @@ class Segmentation:
     labels: list[str]
     threshold: float
     sliding_window: bool
+    sam: str | None
     segmentation: torch.Tensor
     segments: list[dict[str, Any]]
     probabilities: torch.Tensor
@@ -61,6 +63,9 @@ def load_model(model: str) -> OpenVocabularySegmentationPipeline:
         UserError: If it cannot be loaded or is not CAT-Seg.
     """
     return load_segmenter(model)
+
+
+load_masks = lru_cache(maxsize=1)(load_mask_generator)
 
 
 def find_model(name: str, offered: list[str]) -> str:
@@ -106,6 +111,7 @@ def segment(
     labels: list[str],
     threshold: float = 0.0,
     sliding_window: bool = False,
+    sam: str | None = None,
 ) -> Segmentation:
     """
     Segments an image.
@@ -116,9 +122,10 @@ def segment(
         labels (`list[str]`): The classes.
         threshold (`float`, *optional*, defaults to 0): Pixels less probable than this get no class.
         sliding_window (`bool`, *optional*, defaults to `False`): Whether to average overlapping windows.
+        sam (`str`, *optional*): Folder or Hub id of a Segment Anything model, whose masks the classes follow.
 
     Raises:
-        ValueError: What the pipeline refuses.
+        ValueError: What the pipeline refuses, or if the Segment Anything model cannot be loaded.
     """
     pixels = read_pixels(image, segmenter.processor.image_processor)
     image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
@@ -127,6 +134,7 @@ def segment(
         candidate_labels=labels,
         threshold=threshold,
         sliding_window=sliding_window,
+        mask_generator=load_masks(sam) if sam else None,
         return_segmentation_map=True,
         return_probabilities=True,
     )
@@ -141,6 +149,7 @@ def segment(
         labels=labels,
         threshold=threshold,
         sliding_window=sliding_window,
+        sam=sam,
         segmentation=result["segmentation"].short(),
         segments=segments,
         probabilities=_shrink(result["probabilities"]).half(),
