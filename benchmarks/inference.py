@@ -12,7 +12,17 @@ import torch
 import torch.nn.functional as F
 
 import catseg_literal
+from catseg_hf import CATSegForSemanticSegmentation
 from measure import ARCHITECTURES, build_model, measure, random_inputs, write_result
+
+
+def run_reference(
+    model: CATSegForSemanticSegmentation, pixel_values: torch.Tensor, text_embeds: torch.Tensor, sliding_window: bool
+) -> torch.Tensor:
+    """The literal implementation's logits."""
+    if sliding_window:
+        return catseg_literal.literal_sliding_window(model, pixel_values, None, text_embeds).logit()
+    return catseg_literal.literal_logits(model, pixel_values, text_embeds)
 
 
 def main():
@@ -38,14 +48,11 @@ def main():
     side = config.sliding_window_image_size if arguments.sliding_window else config.image_size
     pixel_values, text_embeds = random_inputs(model, arguments.classes, side, arguments.batch_size, arguments.device)
 
-    def run_reference() -> torch.Tensor:
-        if arguments.sliding_window:
-            return catseg_literal.literal_sliding_window(model, pixel_values, None, text_embeds).logit()
-        return catseg_literal.literal_logits(model, pixel_values, text_embeds)
-
     with torch.inference_mode():
         reference_seconds, reference_peak, expected = measure(
-            run_reference, arguments.device, max(1, arguments.repeats - 2)
+            lambda: run_reference(model, pixel_values, text_embeds, arguments.sliding_window),
+            arguments.device,
+            max(1, arguments.repeats - 2),
         )
 
         model.to(getattr(torch, arguments.dtype))

@@ -21,6 +21,42 @@ PROMPT_LENGTH = 12
 MAX_GRAD_NORM, LEARNING_RATE = 0.01, 2e-4
 
 
+class TrainingSteps:
+    """Steps on random crops and labels, through a model and through the literal implementation of it."""
+
+    def __init__(self, model: CATSegForSemanticSegmentation, num_classes: int, batch_size: int, device: str):
+        side, text_config = model.config.image_size, model.config.clip_config.text_config
+        pixel_values, _ = random_inputs(model, num_classes, side, batch_size, device)
+        generator = torch.Generator().manual_seed(2)
+        input_ids = torch.randint(0, text_config.vocab_size - 2, (num_classes, 77), generator=generator)
+        input_ids[:, PROMPT_LENGTH - 1 :] = text_config.eos_token_id
+        labels = torch.randint(0, num_classes, (batch_size, side, side), generator=generator)
+        self.model = model
+        self.pixel_values, self.input_ids, self.labels = pixel_values, input_ids.to(device), labels.to(device)
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, LEARNING_RATE)
+
+    def step(self) -> torch.Tensor:
+        """A step through the model. Returns the logits."""
+        outputs = self.model(self.pixel_values, input_ids=self.input_ids, labels=self.labels)
+        self._update(outputs.loss)
+        return outputs.logits.detach()
+
+    def reference_step(self) -> torch.Tensor:
+        """A step through the literal implementation. Returns the logits."""
+        features = self.model.clip.get_text_features(self.input_ids).pooler_output
+        text_embeds = torch.nn.functional.normalize(features, dim=-1)[:, None]
+        logits = catseg_literal.literal_logits(self.model, self.pixel_values, text_embeds)
+        self._update(catseg_literal.literal_loss(logits, self.labels, self.model.config.semantic_loss_ignore_index))
+        return logits.detach()
+
+    def _update(self, loss: torch.Tensor):
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), MAX_GRAD_NORM)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--architecture", choices=ARCHITECTURES, default="base", help="released size (%(default)s)")
@@ -44,43 +80,14 @@ def main():
     elif arguments.gradient_checkpointing is False:
         model.activation_checkpointing_disable()
 
-    side = model.config.image_size
-    pixel_values, _ = random_inputs(model, arguments.classes, side, arguments.batch_size, arguments.device)
-    generator = torch.Generator().manual_seed(2)
-    vocab_size = model.config.clip_config.text_config.vocab_size
-    input_ids = torch.randint(0, vocab_size - 2, (arguments.classes, 77), generator=generator)
-    input_ids[:, PROMPT_LENGTH - 1 :] = model.config.clip_config.text_config.eos_token_id
-    input_ids = input_ids.to(arguments.device)
-    labels = torch.randint(0, arguments.classes, (arguments.batch_size, side, side), generator=generator)
-    labels = labels.to(arguments.device)
-
-    def update(trained: CATSegForSemanticSegmentation, optimizer: torch.optim.Optimizer, loss: torch.Tensor):
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained.parameters(), MAX_GRAD_NORM)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    def step(optimizer: torch.optim.Optimizer) -> torch.Tensor:
-        outputs = model(pixel_values, input_ids=input_ids, labels=labels)
-        update(model, optimizer, outputs.loss)
-        return outputs.logits.detach()
-
-    def reference_step(optimizer: torch.optim.Optimizer) -> torch.Tensor:
-        features = reference.clip.get_text_features(input_ids).pooler_output
-        text_embeds = torch.nn.functional.normalize(features, dim=-1)[:, None]
-        logits = catseg_literal.literal_logits(reference, pixel_values, text_embeds)
-        loss = catseg_literal.literal_loss(logits, labels, model.config.semantic_loss_ignore_index)
-        update(reference, optimizer, loss)
-        return logits.detach()
-
-    optimizer, reference_optimizer = (
-        torch.optim.AdamW([parameter for parameter in trained.parameters() if parameter.requires_grad], LEARNING_RATE)
+    steps, reference_steps = (
+        TrainingSteps(trained, arguments.classes, arguments.batch_size, arguments.device)
         for trained in (model, reference)
     )
-    difference = (step(optimizer) - reference_step(reference_optimizer)).abs().max().item()
-    seconds, peak, _ = measure(lambda: step(optimizer), arguments.device, arguments.repeats)
+    difference = (steps.step() - reference_steps.reference_step()).abs().max().item()
+    seconds, peak, _ = measure(steps.step, arguments.device, arguments.repeats)
     reference_seconds, reference_peak, _ = measure(
-        lambda: reference_step(reference_optimizer), arguments.device, max(1, arguments.repeats - 1)
+        reference_steps.reference_step, arguments.device, max(1, arguments.repeats - 1)
     )
     case = {"case": "training step", **vars(arguments)}
     differences = {"max_abs_logit_difference": difference}

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from catseg_hf import modeling_catseg
+from catseg_hf.tensor_ops_catseg import resize_bilinear
 from catseg_literal import literal_loss
 
 
@@ -48,6 +49,19 @@ def test_head_outputs(model, golden_inputs, sliding_window):
     assert torch.equal(plain.logits, full.logits)
     assert len(full.hidden_states) == 3 and len(full.attentions) == 2
     assert isinstance(as_tuple, tuple) and torch.equal(as_tuple[0], plain.logits)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("views_at_once", [None, 2, 5])
+def test_recorded_states_of_the_sliding_window_are_the_global_views(model, golden_inputs, views_at_once):
+    model.set_attn_implementation("eager")
+    model.config.sliding_window_batch_size = views_at_once
+    recorded = {"output_hidden_states": True, "output_attentions": True}
+    windows = model(**golden_inputs, sliding_window=True, **recorded)
+    global_view = resize_bilinear(golden_inputs["pixel_values"], (model.config.sliding_window_size,) * 2)
+    expected = model(global_view, golden_inputs["input_ids"], sliding_window=False, **recorded)
+    for name in ("hidden_states", "attentions"):
+        torch.testing.assert_close(windows[name], expected[name], rtol=0, atol=1e-4)
 
 
 def test_output_flags_of_the_config(model, inputs):

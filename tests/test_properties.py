@@ -203,12 +203,15 @@ def test_logits_equal_the_literal_ones(case: Case, training: bool):
 @given(
     case=cases(max_grid=6, max_batch=2, sliding_window_size=16),
     overlap=st.sampled_from([0.333, 0.333, 0.5, 0.0]),
+    views_at_once=st.sampled_from([None, 2, 5]),
     has_global_view=st.booleans(),
     chunk_bytes=st.sampled_from([2**22, *SMALL_CHUNK_BYTES]),
 )
 @torch.no_grad()
-def test_sliding_window_equals_the_literal_one(case: Case, overlap: float, has_global_view: bool, chunk_bytes: int):
-    case.config["sliding_window_overlap"] = overlap
+def test_sliding_window_equals_the_literal_one(
+    case: Case, overlap: float, views_at_once: int | None, has_global_view: bool, chunk_bytes: int
+):
+    case.config |= {"sliding_window_overlap": overlap, "sliding_window_batch_size": views_at_once}
     model = build_model(case)
     pixel_values, text_embeds = random_inputs(case)
     global_pixel_values = None

@@ -23,6 +23,7 @@ COUNTS = (
     "text_guidance_size",
     "appearance_guidance_size",
     "sliding_window_size",
+    "sliding_window_batch_size",
     "class_chunk_size",
 )
 PAIRS = (
@@ -97,6 +98,9 @@ class CATSegConfig(PreTrainedConfig):
             Side of a window in pixels.
         sliding_window_overlap (`float`, *optional*, defaults to 0.333):
             Share of its side by which a window overlaps the next one.
+        sliding_window_batch_size (`int`, *optional*):
+            Windows (and the global view) of each image that the model takes at once, which changes speed and memory
+            but no result. By default one on the CPU, and all five elsewhere.
         semantic_loss_ignore_index (`int`, *optional*, defaults to 255):
             Label of pixels that belong to no class. The loss does not leave them out: their target is all zeros.
         class_chunk_size (`int`, *optional*):
@@ -142,6 +146,7 @@ class CATSegConfig(PreTrainedConfig):
     sliding_window: bool = True
     sliding_window_size: int = 384
     sliding_window_overlap: float = 0.333
+    sliding_window_batch_size: int | None = None
     semantic_loss_ignore_index: int = 255
     class_chunk_size: int | None = None
 

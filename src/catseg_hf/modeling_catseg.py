@@ -24,7 +24,7 @@ from .configuration_catseg import CATSegConfig
 from .modeling_catseg_aggregation import CATSegAggregator, CATSegClassBlock
 from .modeling_catseg_decoder import CATSegDecoder
 from .sliding_window_catseg import merge_windows, split_windows
-from .tensor_ops_catseg import RecomputedLayer, at_least_float32, independent_chunks, resize_bilinear
+from .tensor_ops_catseg import RecomputedLayer, all_true, at_least_float32, independent_chunks, resize_bilinear
 
 
 # The image-segmentation pipeline looks names up here and not in the Auto classes.
@@ -139,12 +139,11 @@ def most_similar_classes(cost: torch.Tensor, num_class_tokens: int) -> torch.Ten
     return similarity.topk(num_class_tokens, dim=1).indices.sort(dim=1).values
 
 
-def same_tensor(first: torch.Tensor | None, second: torch.Tensor | None) -> bool:
-    """Whether two tensors agree in device, type, shape and every bit."""
+def same_kind(first: torch.Tensor | None, second: torch.Tensor | None) -> bool:
+    """Whether two tensors agree in device, type and shape."""
     if first is None or second is None:
         return first is second
-    same_kind = (first.device, first.dtype, first.shape) == (second.device, second.dtype, second.shape)
-    return same_kind and torch.equal(first, second)
+    return (first.device, first.dtype, first.shape) == (second.device, second.dtype, second.shape)
 
 
 def refuse_unknown(kwargs: TransformersKwargs):
@@ -185,21 +184,30 @@ class CATSegVocabulary(nn.Module):
         self.input_ids = F.pad(input_ids, (0, padding)).to(self.input_ids.device)
         self.checksum = torch.full_like(self.checksum, labels_checksum(labels))
 
-    def forward(self, labels: Sequence[str]) -> torch.LongTensor:
-        """The ids of `labels`, `(num_classes, num_prompts, length)`.
+    def forward(self) -> tuple[torch.LongTensor, torch.LongTensor]:
+        """The ids `(num_classes, num_prompts, length)`, and the checksum `(1,)` of their labels: 0 if there are
+        none."""
+        return self.input_ids, self.checksum
 
-        Raises:
-            ValueError: If none were given yet, or those of other labels.
-        """
-        if torch.compiler.is_compiling() or int(self.checksum) == labels_checksum(labels):
-            return self.input_ids
-        reason = "`config.id2label` that its prompts were not made from"
-        if not self.checksum:
-            reason = "no prompts for its own vocabulary"
-        raise ValueError(
-            f"The model has {reason}: give `input_ids` or `text_embeds`, or call "
-            "`model.set_vocabulary(labels, processor(text=labels).input_ids)` once."
-        )
+
+@dataclass
+class KeptTextEmbeds:
+    """
+    The text features of a vocabulary, with what they were made from.
+
+    Args:
+        input_ids (`torch.LongTensor` of shape `(num_classes, num_prompts, length)`): The ids of its prompts.
+        attention_mask (`torch.LongTensor`, *optional*): Their mask.
+        longest (`tuple[torch.LongTensor, int]`): The row `(1,)` of the longest prompt, and its tokens.
+        probe (`tuple[torch.Tensor, ...]`): What the text tower then made of them, to tell whether it has changed.
+        text_embeds (`torch.FloatTensor` of shape `(num_classes, num_prompts, projection_dim)`): The features.
+    """
+
+    input_ids: torch.LongTensor
+    attention_mask: torch.LongTensor | None
+    longest: tuple[torch.LongTensor, int]
+    probe: tuple[torch.Tensor, ...]
+    text_embeds: torch.FloatTensor
 
 
 class CATSegPreTrainedModel(PreTrainedModel):
@@ -300,7 +308,7 @@ class CATSegModel(CATSegPreTrainedModel):
         mask = None if attention_mask is None else attention_mask.reshape(prompts.shape)
         if not torch.compiler.is_compiling():
             # Under the causal mask nothing behind the last end-of-text token counts.
-            length = int(self._end_of_text_positions(prompts).max()) + 1
+            _, length = self._longest_prompt(prompts)
             prompts, mask = prompts[:, :length], None if mask is None else mask[:, :length]
         embeds = []
         for start in range(0, prompts.shape[0], PROMPTS_PER_TEXT_BATCH):
@@ -327,42 +335,91 @@ class CATSegModel(CATSegPreTrainedModel):
             if input_ids is not None:
                 raise ValueError("Got both `input_ids` and `text_embeds`: give the vocabulary in one form only.")
             return self._check_text_embeds(text_embeds)
+        checksum = None
         if input_ids is None:
-            input_ids = self.vocabulary([self.config.id2label[index] for index in sorted(self.config.id2label)])
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            input_ids, checksum = self.vocabulary()
+        if torch.compiler.is_compiling():
+            return self.get_text_embeds(input_ids, attention_mask)
+        if self.training or torch.is_grad_enabled():
+            self._check_vocabulary(checksum)
             return self.get_text_embeds(input_ids, attention_mask)
 
         input_ids = self._check_input_ids(input_ids)
-        probe = self._probe_text_encoder(input_ids, attention_mask)
         kept = self._kept_text_embeds
-        if kept is None or not all(map(same_tensor, kept[0], probe)):
-            kept = self._kept_text_embeds = probe, self.get_text_embeds(input_ids, attention_mask)
-        return kept[1].clone()  # the caller may change it
+        if kept is None or not self._is_current(kept, input_ids, attention_mask, checksum):
+            self._check_vocabulary(checksum)
+            kept = self._kept_text_embeds = self._encode_and_keep(input_ids, attention_mask)
+        return kept.text_embeds.clone()  # the caller may change it
+
+    def _labels_checksum(self) -> int:
+        return labels_checksum([self.config.id2label[index] for index in sorted(self.config.id2label)])
+
+    def _check_vocabulary(self, checksum: torch.LongTensor | None):
+        """Refuses a vocabulary of the model's own that was not made from its labels."""
+        if checksum is None or int(checksum) == self._labels_checksum():
+            return
+        reason = "`config.id2label` that its prompts were not made from"
+        if not checksum:
+            reason = "no prompts for its own vocabulary"
+        raise ValueError(
+            f"The model has {reason}: give `input_ids` or `text_embeds`, or call "
+            "`model.set_vocabulary(labels, processor(text=labels).input_ids)` once."
+        )
+
+    def _is_current(
+        self,
+        kept: KeptTextEmbeds,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.LongTensor | None,
+        checksum: torch.LongTensor | None,
+    ) -> bool:
+        """Whether encoding these ids would give what is kept and, with a checksum, they are those of the labels."""
+        if not (same_kind(kept.input_ids, input_ids) and same_kind(kept.attention_mask, attention_mask)):
+            return False
+        probe = self._probe_text_encoder(input_ids, kept.longest)
+        if not all(map(same_kind, kept.probe, probe)):
+            return False
+        pairs = [(kept.input_ids, input_ids), *zip(kept.probe, probe, strict=True)]
+        if attention_mask is not None:
+            pairs.append((kept.attention_mask, attention_mask))
+        agreements = [(before == now).all() for before, now in pairs]
+        if checksum is not None:
+            agreements.append((checksum == self._labels_checksum()).all())
+        return all_true(agreements)
+
+    def _encode_and_keep(self, input_ids: torch.LongTensor, attention_mask: torch.LongTensor | None) -> KeptTextEmbeds:
+        mask = None if attention_mask is None else attention_mask.clone()
+        longest = self._longest_prompt(input_ids.flatten(0, 1))
+        probe = self._probe_text_encoder(input_ids, longest)
+        return KeptTextEmbeds(input_ids.clone(), mask, longest, probe, self.get_text_embeds(input_ids, mask))
 
     def _probe_text_encoder(
-        self, input_ids: torch.LongTensor, attention_mask: torch.LongTensor | None
-    ) -> tuple[torch.Tensor | None, ...]:
-        prompts = input_ids.flatten(0, 1)
-        ends = self._end_of_text_positions(prompts)
-        longest = prompts[ends.argmax()][None, : int(ends.max()) + 1]
-        token_embeds = self.get_input_embeddings()(prompts[:, : longest.shape[1]])
-        features = self.clip.get_text_features(longest).pooler_output
-        mask = None if attention_mask is None else attention_mask.clone()
-        return input_ids.clone(), mask, token_embeds.sum(dim=-1), features
+        self, input_ids: torch.LongTensor, longest: tuple[torch.LongTensor, int]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The sums of all token embeddings, and the features of the longest prompt."""
+        row, length = longest
+        prompts = input_ids.flatten(0, 1)[:, :length]
+        token_embeds = self.get_input_embeddings()(prompts)
+        return token_embeds.sum(dim=-1), self.clip.get_text_features(prompts.index_select(0, row)).pooler_output
 
-    def _end_of_text_positions(self, prompts: torch.LongTensor) -> torch.LongTensor:
-        """Positions `(num_prompts_in_all,)`, found as CLIP's text model finds them."""
+    def _longest_prompt(self, prompts: torch.LongTensor) -> tuple[torch.LongTensor, int]:
+        """The row `(1,)` of the prompt `(num_prompts_in_all, length)` that ends last, and its tokens up to its end,
+        found as CLIP's text model finds it."""
         end_of_text = self.config.clip_config.text_config.eos_token_id
         if end_of_text == 2:  # CLIP's first configs name a wrong id: there the highest id ends the text
-            return prompts.argmax(dim=-1)
-        matches = prompts == end_of_text
-        if not matches.any(dim=-1).all():
-            index = int((~matches.any(dim=-1)).nonzero()[0])
+            ends = prompts.argmax(dim=-1)
+        else:
+            matches = prompts == end_of_text
+            ends = matches.int().argmax(dim=-1).masked_fill(~matches.any(dim=-1), prompts.shape[-1])
+        last, row = ends.max(dim=0, keepdim=True)
+        length = int(last) + 1
+        if length > prompts.shape[-1]:
+            index = int(row)
             raise ValueError(
                 f"Prompt {index} of `input_ids`, {prompts[index].tolist()}, has no end-of-text token ({end_of_text}): "
                 "make the ids with the model's processor, which ends every prompt with it."
             )
-        return matches.int().argmax(dim=-1)
+        return row, length
 
     def _check_input_ids(self, input_ids: torch.LongTensor) -> torch.LongTensor:
         """`input_ids` as `(num_classes, num_prompts, length)`."""
@@ -394,7 +451,10 @@ class CATSegModel(CATSegPreTrainedModel):
                 f"`pixel_values` of shape {tuple(pixel_values.shape)} must have the shape (batch_size, 3, height, "
                 "width), with at least one image and one pixel."
             )
-        if not torch.compiler.is_compiling() and not pixel_values.isfinite().all():
+
+    @staticmethod
+    def _check_finite(pixel_values: torch.FloatTensor):
+        if not pixel_values.isfinite().all():
             index = int((~pixel_values.isfinite()).flatten(1).any(dim=1).nonzero()[0])
             raise ValueError(
                 f"Image {index} of `pixel_values` has NaN or infinite values: check how it was read and normalised."
@@ -409,6 +469,7 @@ class CATSegModel(CATSegPreTrainedModel):
         text_embeds: torch.FloatTensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        check_values: bool = True,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CATSegModelOutput:
         r"""
@@ -427,6 +488,9 @@ class CATSegModel(CATSegPreTrainedModel):
                 Whether to return the cost volume's tokens before and after every aggregation layer.
             output_attentions (`bool`, *optional*):
                 Whether to return the spatial attention weights (with `attn_implementation="eager"`).
+            check_values (`bool`, *optional*, defaults to `True`):
+                Whether to look for pixels that are not finite, for which the host waits for an accelerator. Compiled
+                code never looks.
 
         Returns:
             [`CATSegModelOutput`]
@@ -441,6 +505,8 @@ class CATSegModel(CATSegPreTrainedModel):
         if output_attentions is None:
             output_attentions = self.config.output_attentions
         self._check_pixel_values(pixel_values)
+        if check_values and not torch.compiler.is_compiling():
+            self._check_finite(pixel_values)
         text_embeds = self.encode_vocabulary(input_ids, attention_mask, text_embeds)
 
         pixel_values = resize_bilinear(pixel_values, (self.config.image_size,) * 2)
@@ -544,6 +610,7 @@ class CATSegForSemanticSegmentation(CATSegPreTrainedModel):
         sliding_window: bool | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        check_values: bool = True,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SemanticSegmenterOutput:
         r"""
@@ -574,6 +641,9 @@ class CATSegForSemanticSegmentation(CATSegPreTrainedModel):
                 view.
             output_attentions (`bool`, *optional*):
                 Whether to return the spatial attention weights (see [`CATSegModelOutput`]), likewise.
+            check_values (`bool`, *optional*, defaults to `True`):
+                Whether to look for pixels that are not finite and labels out of range, for which the host waits for
+                an accelerator, once. Compiled code never looks.
 
         Returns:
             [`~transformers.modeling_outputs.SemanticSegmenterOutput`] with `logits` of shape `(batch_size,
@@ -583,19 +653,26 @@ class CATSegForSemanticSegmentation(CATSegPreTrainedModel):
 
         Raises:
             ValueError: If an argument has another shape, pixels are not finite, labels are out of range, both or
-            (without
-                a vocabulary of the model's own) neither of `input_ids` and `text_embeds` are given.
+                (without a vocabulary of the model's own) neither of `input_ids` and `text_embeds` are given.
         """
         refuse_unknown(kwargs)
         if sliding_window is None:
             sliding_window = self.config.sliding_window and not self.training
         self._compare_views(pixel_values, global_pixel_values, sliding_window)
+        views = [pixel_values]
+        if sliding_window and global_pixel_values is not None:
+            self._check_global_view(pixel_values, global_pixel_values)
+            views.append(global_pixel_values)
+        for view in views:
+            self.catseg._check_pixel_values(view)
         text_embeds = self.catseg.encode_vocabulary(input_ids, attention_mask, text_embeds)
         if labels is not None:
-            self._check_labels(labels, pixel_values.shape[0], text_embeds.shape[0])
+            self._check_labels(labels, pixel_values.shape[0])
+        if check_values and not torch.compiler.is_compiling():
+            self._check_values(views, labels, text_embeds.shape[0])
         recorded = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
         if sliding_window:
-            outputs = self._segment_windows(pixel_values, global_pixel_values, text_embeds, **recorded)
+            outputs = self._segment_windows(views[0], views[-1], text_embeds, **recorded)
         else:
             outputs = self._segment(pixel_values, text_embeds, **recorded)
         if labels is not None:
@@ -605,7 +682,7 @@ class CATSegForSemanticSegmentation(CATSegPreTrainedModel):
     def _segment(
         self, pixel_values: torch.FloatTensor, text_embeds: torch.FloatTensor, **recorded: bool | None
     ) -> SemanticSegmenterOutput:
-        outputs = self.catseg(pixel_values, text_embeds=text_embeds, **recorded)
+        outputs = self.catseg(pixel_values, text_embeds=text_embeds, check_values=False, **recorded)
         logits = self.decoder(outputs.last_hidden_state, outputs.guidance_states)
         if outputs.class_indices is not None:
             all_logits = logits.new_full((logits.shape[0], text_embeds.shape[0], *logits.shape[2:]), CUT_CLASS_LOGIT)
@@ -618,26 +695,37 @@ class CATSegForSemanticSegmentation(CATSegPreTrainedModel):
     def _segment_windows(
         self,
         pixel_values: torch.FloatTensor,
-        global_pixel_values: torch.FloatTensor | None,
+        global_pixel_values: torch.FloatTensor,
         text_embeds: torch.FloatTensor,
         **recorded: bool | None,
     ) -> SemanticSegmenterOutput:
-        self.catseg._check_pixel_values(pixel_values)
-        size = self.config.sliding_window_size
-        if global_pixel_values is None:
-            global_pixel_values = pixel_values
-        elif global_pixel_values.shape[0] != pixel_values.shape[0]:
+        """Segments the windows and the global view, as many of them at once as the device is best at."""
+        batch_size, size = pixel_values.shape[0], self.config.sliding_window_size
+        views = [*split_windows(pixel_values, self.config), resize_bilinear(global_pixel_values, (size, size))]
+        views_at_once = self.config.sliding_window_batch_size
+        if views_at_once is None:
+            views_at_once = 1 if pixel_values.device.type == "cpu" else len(views)
+        logits = []
+        for start in range(0, len(views), views_at_once):
+            outputs = self._segment(torch.cat(views[start : start + views_at_once]), text_embeds, **recorded)
+            logits += outputs.logits.split(batch_size)
+
+        def of_global_view(states: tuple[torch.Tensor, ...] | None) -> tuple[torch.Tensor, ...] | None:
+            return None if states is None else tuple(state[-batch_size:] for state in states)
+
+        return SemanticSegmenterOutput(
+            logits=merge_windows(logits, self.config),
+            hidden_states=of_global_view(outputs.hidden_states),
+            attentions=of_global_view(outputs.attentions),
+        )
+
+    @staticmethod
+    def _check_global_view(pixel_values: torch.Tensor, global_pixel_values: torch.Tensor):
+        if global_pixel_values.shape[0] != pixel_values.shape[0]:
             raise ValueError(
                 f"Got {pixel_values.shape[0]} images in `pixel_values` and {global_pixel_values.shape[0]} in "
                 "`global_pixel_values`: give the global view of every image."
             )
-        global_pixel_values = resize_bilinear(global_pixel_values, (size, size))
-        window_logits = [
-            self._segment(window, text_embeds).logits for window in split_windows(pixel_values, self.config)
-        ]
-        outputs = self._segment(global_pixel_values, text_embeds, **recorded)
-        outputs.logits = merge_windows(window_logits, outputs.logits, self.config)
-        return outputs
 
     def _compare_views(
         self, pixel_values: torch.Tensor, global_pixel_values: torch.Tensor | None, sliding_window: bool
@@ -658,22 +746,32 @@ class CATSegForSemanticSegmentation(CATSegPreTrainedModel):
                 "the processor, or `False` to the model."
             )
 
-    def _check_labels(self, labels: torch.Tensor, batch_size: int, num_classes: int):
+    @staticmethod
+    def _check_labels(labels: torch.Tensor, batch_size: int):
         if labels.ndim != 3 or labels.shape[0] != batch_size or labels.is_floating_point():
             raise ValueError(
                 f"`labels` of shape {tuple(labels.shape)} and type {labels.dtype} must be integers of the shape "
                 f"(batch_size = {batch_size}, height, width)."
             )
-        if torch.compiler.is_compiling():
+
+    def _check_values(self, views: Sequence[torch.Tensor], labels: torch.Tensor | None, num_classes: int):
+        """Refuses pixels that are not finite and labels out of range. The host waits once, and looks for what is wrong
+        only if something is."""
+        conditions = [view.isfinite().all() for view in views]
+        ignore_index = self.config.semantic_loss_ignore_index
+        if labels is not None:
+            out_of_range = ((labels < 0) | (labels >= num_classes)) & (labels != ignore_index)
+            conditions.append(~out_of_range.any())
+        if all_true(conditions):
             return
-        out_of_range = ((labels < 0) | (labels >= num_classes)) & (labels != self.config.semantic_loss_ignore_index)
-        if out_of_range.any():
-            values = labels[out_of_range].unique().tolist()
-            raise ValueError(
-                f"`labels` has the values {values[:10]}, but there are {num_classes} classes: label ids must lie in "
-                f"[0, {num_classes - 1}], or be `config.semantic_loss_ignore_index` "
-                f"({self.config.semantic_loss_ignore_index}) for pixels of no class."
-            )
+        for view in views:
+            self.catseg._check_finite(view)
+        values = labels[out_of_range].unique().tolist()
+        raise ValueError(
+            f"`labels` has the values {values[:10]}, but there are {num_classes} classes: label ids must lie in "
+            f"[0, {num_classes - 1}], or be `config.semantic_loss_ignore_index` ({ignore_index}) for pixels of no "
+            "class."
+        )
 
     def _loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Binary cross-entropy of every pixel and class, averaged over all of them (section 4.1 of the paper). Pixels

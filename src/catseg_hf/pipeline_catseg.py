@@ -237,7 +237,7 @@ class OpenVocabularySegmentationPipeline(Pipeline):
     ) -> dict[str, Any]:
         pixels = read_pixels(image, self.processor.image_processor, timeout)
         inputs = self.processor(images=pixels, input_data_format="channels_first", **images_kwargs).to(self.dtype)
-        inputs = {**inputs, "target_sizes": torch.tensor([pixels.shape[-2:]])}
+        inputs = {**inputs, "target_size": tuple(pixels.shape[-2:])}
         if keep_image:
             inputs["image"] = _to_pil(pixels, 255 if self.processor.image_processor.do_rescale else 1)
         return inputs
@@ -252,7 +252,11 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         mask_generator: Callable[[Image.Image], Any] | None = None,
     ) -> dict[str, list]:
         model_inputs = dict(model_inputs)
-        target_sizes, images = model_inputs.pop("target_sizes"), model_inputs.pop("image", None)
+        # Lists are what the base class collates batches to.
+        target_sizes, images = (
+            value if isinstance(value, list) else [value]
+            for value in (model_inputs.pop("target_size"), model_inputs.pop("image", None))
+        )
         input_ids = None
         if labels is None:
             id2label = self.model.config.id2label
@@ -265,7 +269,6 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         # Here and not in `postprocess`: it is done where the logits are, which need not be moved or kept then.
         pairs = self.processor.image_processor.post_process_most_probable_class(outputs, target_sizes)
         if mask_generator is not None:
-            images = images if isinstance(images, list) else [images]  # a list is what batches are collated to
             pairs = [
                 refine_segmentation(
                     *pair, logits.float().clamp(min=_LEAST_LOGIT).sigmoid_(), _generate_masks(mask_generator, image)

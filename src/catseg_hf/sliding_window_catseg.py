@@ -1,5 +1,7 @@
 """CAT-Seg's sliding window: an image is cut into overlapping windows, whose probabilities are averaged again."""
 
+from collections.abc import Sequence
+
 import torch
 
 from .configuration_catseg import CATSegConfig
@@ -13,17 +15,15 @@ def split_windows(pixel_values: torch.Tensor, config: CATSegConfig) -> list[torc
     return [pixel_values[..., y : y + size, x : x + size] for y in (0, stride) for x in (0, stride)]
 
 
-def merge_windows(
-    window_logits: list[torch.Tensor], global_logits: torch.Tensor, config: CATSegConfig
-) -> torch.Tensor:
+def merge_windows(logits: Sequence[torch.Tensor], config: CATSegConfig) -> torch.Tensor:
     """
-    The inverse of [`split_windows`] for logits `(B, T, h, w)` of the four windows and of the global view. Returns
+    The inverse of [`split_windows`] for logits `(B, T, h, w)` of the four windows, then of the global view. Returns
     logits `(B, T, image_size, image_size)`, at least in float32, of averaged probabilities: over the windows that
     cover a pixel, then with the global view.
     """
     size, stride = config.sliding_window_size, config.sliding_window_stride
     image_size = config.sliding_window_image_size
-    views = at_least_float32(torch.stack([*window_logits, global_logits], dim=2))  # (B, T, 5, h, w)
+    views = at_least_float32(torch.stack(tuple(logits), dim=2))  # (B, T, 5, h, w)
     batch_size, num_classes = views.shape[:2]
     starts = [(y, x) for y in (0, stride) for x in (0, stride)]
     coverage = views.new_zeros(image_size, image_size)

@@ -26,6 +26,11 @@ def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
+def all_true(conditions: Sequence[torch.Tensor]) -> bool:
+    """Whether all of these booleans without axes hold. For them all an accelerator is waited for once."""
+    return bool(torch.stack([condition.to(conditions[0].device) for condition in conditions]).all())
+
+
 def independent_chunks(
     tensor: torch.Tensor, dim: int, numel_per_slice: int, size: int | None = None
 ) -> Sequence[torch.Tensor]:
