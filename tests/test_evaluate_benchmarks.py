@@ -2,6 +2,7 @@
 
 import csv
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -28,6 +29,7 @@ from catseg_training.benchmarks.files import find_files
 from catseg_training.benchmarks.images import BenchmarkImages
 from catseg_training.benchmarks.predictors import ModelPredictor
 from catseg_training.benchmarks.published import find_benchmark
+from catseg_training.benchmarks.tally import Tally
 from catseg_training.views import View, Views
 from tiny_training import save_checkpoint
 
@@ -436,6 +438,24 @@ def test_terminated(own_command, tmp_path, monkeypatch, without_report):
     monkeypatch.undo()
     assert run(*own_command, "--output_dir", tmp_path, "--resume") == 0
     assert results_in(tmp_path)["own"]["num_images"] == 7
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_with_its_workers(number, own_command, tmp_path, monkeypatch, without_report):
+    """No process that loads images is left, and what was counted is."""
+    add, kill = Tally.add, iter([os.kill])
+
+    def stop(tally, example):
+        for each in kill:  # once
+            each(os.getpid(), number)
+        add(tally, example)
+
+    monkeypatch.setattr(Tally, "add", stop)
+    status = run(*own_command, "--batch_size", 1, "--output_dir", tmp_path, "--dataloader_num_workers", 2)
+    assert status == 128 + number
+    assert not multiprocessing.active_children()
+    assert 0 < len(list((tmp_path / "own" / "tally").glob("part-*")))
+    assert not (tmp_path / "results.json").exists()
 
 
 def test_bad_files_are_named_and_counted(checkpoint, tmp_path, caplog, without_report):
