@@ -49,7 +49,7 @@ def in_a_child(name, killed_at):
 
 changes = in_a_child("complete", 0)
 print("changes", changes, flush=True)
-for moment in sorted({1, 2, changes // 4, changes // 2, changes - 1, changes}):
+for moment in (1, changes // 2, changes - 1, changes):
     print(moment, in_a_child(f"out{moment}", moment), flush=True)
 """
 
@@ -67,7 +67,7 @@ def test_killed_at_any_change_of_the_file_system(tmp_path):
     assert result.returncode == 0, result.stderr
     lines = [line.split() for line in result.stdout.splitlines() if line.split()[0].isdigit()]
     statuses = {int(moment): int(status) for moment, status in lines}
-    assert len(statuses) == 6 and set(statuses.values()) == {-signal.SIGKILL}, result.stderr
+    assert len(statuses) == 4 and set(statuses.values()) == {-signal.SIGKILL}, result.stderr
     assert "model.safetensors" in contents(tmp_path / "complete")
     assert [path.name for path in tmp_path.glob("*") if not path.name.startswith(".")] == ["complete"]
     # The last change is the move into place: everything is there by then, under the other name.

