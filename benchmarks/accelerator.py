@@ -44,12 +44,14 @@ class Variant:
         precision (`str`): Float32, float32 weights under autocast, or bfloat16 weights.
         compile_mode (`str`, *optional*): Mode of `torch.compile`; eager without.
         views_at_once (`int`, *optional*): `config.sliding_window_batch_size`.
+        max_classes (`int`, *optional*): `config.max_classes_per_image`.
         recomputation (`bool`): Whether training computes activations again, as it does by default.
     """
 
     precision: str = FLOAT32
     compile_mode: str | None = None
     views_at_once: int | None = None
+    max_classes: int | None = None
     recomputation: bool = True
 
 
@@ -57,12 +59,14 @@ PRECISIONS = [Variant(), Variant(AUTOCAST), Variant(BFLOAT16)]
 VIEWS = [*PRECISIONS, Variant(views_at_once=1), Variant(AUTOCAST, views_at_once=1)]
 STEPS = [Variant(), Variant(AUTOCAST), Variant(recomputation=False), Variant(AUTOCAST, recomputation=False)]
 COMPILED = [Variant(AUTOCAST, "reduce-overhead"), Variant(FLOAT32, "reduce-overhead"), Variant(AUTOCAST, "default")]
+LIMITS = [Variant(AUTOCAST, max_classes=limit) for limit in (None, 128, 64, 32)]
 PLAN = [
     (Workload(CROP, 171), PRECISIONS),
     (Workload(CROP, 20), PRECISIONS),
     (Workload(SLIDING_WINDOW, 171), VIEWS),
     (Workload(TRAINING_STEP, 171), STEPS),
     (Workload(SLIDING_WINDOW, 20), VIEWS),
+    (Workload(SLIDING_WINDOW, 847), LIMITS),
     (Workload(CROP, 171, 16), PRECISIONS),
     (Workload(CROP, 20, 16), PRECISIONS),
     (Workload(TRAINING_STEP, 171, 4), STEPS),
@@ -111,6 +115,7 @@ class Runner:
     def measure_model(self, workload: Workload, variant: Variant) -> tuple[float, float, int | None]:
         model = copy.deepcopy(self.model)
         model.config.sliding_window_batch_size = variant.views_at_once
+        model.config.max_classes_per_image = variant.max_classes
         if workload.kind == TRAINING_STEP:
             model.train().freeze_clip("attention")
             if not variant.recomputation:

@@ -57,6 +57,7 @@ def test_number_of_labels():
         ({"num_class_tokens": -1}, "0 to turn padding and class cut off, got -1"),
         ({"num_prompts": 0}, "`num_prompts` must be at least 1, got 0"),
         ({"class_chunk_size": 0}, "`class_chunk_size` must be at least 1"),
+        ({"max_classes_per_image": 0}, "`max_classes_per_image` must be at least 1"),
         ({"sliding_window_overlap": 1.0}, r"\[0, 1\)"),
         ({"attention_type": "softmax"}, "'linear', 'full'"),
         ({"image_size": "384"}, "expected int"),

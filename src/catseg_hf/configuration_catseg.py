@@ -24,6 +24,7 @@ COUNTS = (
     "appearance_guidance_size",
     "sliding_window_size",
     "sliding_window_batch_size",
+    "max_classes_per_image",
     "class_chunk_size",
 )
 PAIRS = (
@@ -80,6 +81,9 @@ class CATSegConfig(PreTrainedConfig):
         num_class_tokens (`int`, *optional*, defaults to 256):
             Classes aggregated together: fewer are padded with a learned token, of more only the most similar ones are
             kept for each image. 0 turns both off.
+        max_classes_per_image (`int`, *optional*):
+            Classes aggregated together at evaluation, if fewer than `num_class_tokens`: of more only the most similar
+            ones are kept for each image, padded as above. With large vocabularies it takes less time and memory.
         attention_type (`"linear"` or `"full"`, *optional*, defaults to `"linear"`):
             Attention over the classes: with the feature map ELU + 1, or softmax.
         text_guidance_size (`int`, *optional*, defaults to 128):
@@ -137,6 +141,7 @@ class CATSegConfig(PreTrainedConfig):
     pooling_size: list[int] | tuple[int, ...] = (2, 2)
     eval_pooling_size: list[int] | tuple[int, ...] = (1, 1)
     num_class_tokens: int = 256
+    max_classes_per_image: int | None = None
     attention_type: Literal["linear", "full"] = "linear"
     text_guidance_size: int = 128
     appearance_guidance_size: int = 128

@@ -44,7 +44,7 @@ class CATSegModelOutput(ModelOutput):
     Args:
         last_hidden_state (`torch.FloatTensor` of shape `(batch_size, num_classes, size, size, hidden_size)`):
             The aggregated cost volume on CLIP's feature grid of `size` x `size`. Has at most `config.num_class_tokens`
-            classes: the ones listed in `class_indices`.
+            and `max_classes_per_image` classes: the ones listed in `class_indices`.
         cost_volume (`torch.FloatTensor` of shape `(batch_size, num_prompts, num_classes, size, size)`):
             Cosine similarities of image and text features, in [-1, 1], of all classes (section 3.2, equation 1).
         image_embeds (`torch.FloatTensor` of shape `(batch_size, size, size, projection_dim)`):
@@ -53,7 +53,7 @@ class CATSegModelOutput(ModelOutput):
             CLIP text features, normalised.
         guidance_states (`tuple(torch.FloatTensor)` of shape `(batch_size, size, size, vision_hidden_size)`):
             Outputs of the vision blocks `config.guidance_layers`, without the class position.
-        class_indices (`torch.LongTensor` of shape `(batch_size, num_class_tokens)`, *optional*):
+        class_indices (`torch.LongTensor` of shape `(batch_size, num_kept_classes)`, *optional*):
             The classes that were aggregated, ascending; `None` when all were.
         hidden_states (`tuple(torch.FloatTensor)`, *optional*):
             The cost embedding and the output of every aggregation layer, each of `last_hidden_state`'s shape.
@@ -132,11 +132,11 @@ def cost_volume(image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.
     return torch.einsum("bhwd,tpd->bpthw", F.normalize(image_embeds, dim=-1), text_embeds)
 
 
-def most_similar_classes(cost: torch.Tensor, num_class_tokens: int) -> torch.Tensor:
-    """Indices `(B, num_class_tokens)`, ascending, of the classes with the highest maximum in a cost volume
+def most_similar_classes(cost: torch.Tensor, num_kept_classes: int) -> torch.Tensor:
+    """Indices `(B, num_kept_classes)`, ascending, of the classes with the highest maximum in a cost volume
     `(B, P, T, H, W)`."""
     similarity = cost.amax(dim=(1, 3, 4))
-    return similarity.topk(num_class_tokens, dim=1).indices.sort(dim=1).values
+    return similarity.topk(num_kept_classes, dim=1).indices.sort(dim=1).values
 
 
 def same_kind(first: torch.Tensor | None, second: torch.Tensor | None) -> bool:
@@ -460,6 +460,14 @@ class CATSegModel(CATSegPreTrainedModel):
                 f"Image {index} of `pixel_values` has NaN or infinite values: check how it was read and normalised."
             )
 
+    def _class_limit(self, max_classes_per_image: int | None) -> int:
+        """How many classes are aggregated for an image at most, 0 for no limit."""
+        if max_classes_per_image is None and not self.training:
+            max_classes_per_image = self.config.max_classes_per_image
+        if max_classes_per_image is not None and max_classes_per_image < 1:
+            raise ValueError(f"`max_classes_per_image` must be at least 1, got {max_classes_per_image}.")
+        return min(filter(None, (self.config.num_class_tokens, max_classes_per_image)), default=0)
+
     @can_return_tuple
     def forward(
         self,
@@ -469,6 +477,7 @@ class CATSegModel(CATSegPreTrainedModel):
         text_embeds: torch.FloatTensor | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        max_classes_per_image: int | None = None,
         check_values: bool = True,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CATSegModelOutput:
@@ -488,6 +497,10 @@ class CATSegModel(CATSegPreTrainedModel):
                 Whether to return the cost volume's tokens before and after every aggregation layer.
             output_attentions (`bool`, *optional*):
                 Whether to return the spatial attention weights (with `attn_implementation="eager"`).
+            max_classes_per_image (`int`, *optional*):
+                Of more classes only so many are aggregated for each image, those most similar to it, padded with
+                tokens as in training; `class_indices` tells which. Defaults to `config.max_classes_per_image` at
+                evaluation and to no limit while training.
             check_values (`bool`, *optional*, defaults to `True`):
                 Whether to look for pixels that are not finite, for which the host waits for an accelerator. Compiled
                 code never looks.
@@ -514,8 +527,9 @@ class CATSegModel(CATSegPreTrainedModel):
         text_embeds = text_embeds.to(image_embeds)
         cost = cost_volume(image_embeds, text_embeds)
         kept_cost, kept_text_embeds, class_indices = cost, text_embeds[None], None
-        if 0 < self.config.num_class_tokens < cost.shape[2]:
-            class_indices = most_similar_classes(cost, self.config.num_class_tokens)
+        class_limit = self._class_limit(max_classes_per_image)
+        if 0 < class_limit < cost.shape[2]:
+            class_indices = most_similar_classes(cost, class_limit)
             indices = class_indices[:, None, :, None, None].expand(-1, cost.shape[1], -1, *cost.shape[3:])
             kept_cost = cost.gather(2, indices)
             kept_text_embeds = text_embeds[class_indices]
@@ -610,6 +624,7 @@ class CATSegForSemanticSegmentation(CATSegPreTrainedModel):
         sliding_window: bool | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
+        max_classes_per_image: int | None = None,
         check_values: bool = True,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SemanticSegmenterOutput:
@@ -641,6 +656,10 @@ class CATSegForSemanticSegmentation(CATSegPreTrainedModel):
                 view.
             output_attentions (`bool`, *optional*):
                 Whether to return the spatial attention weights (see [`CATSegModelOutput`]), likewise.
+            max_classes_per_image (`int`, *optional*):
+                Of more classes only so many are aggregated for each image, those most similar to it, padded with
+                tokens as in training; the others have the logit -100. With the sliding window each view has its own.
+                Defaults to `config.max_classes_per_image` at evaluation and to no limit while training.
             check_values (`bool`, *optional*, defaults to `True`):
                 Whether to look for pixels that are not finite and labels out of range, for which the host waits for
                 an accelerator, once. Compiled code never looks.
@@ -648,8 +667,8 @@ class CATSegForSemanticSegmentation(CATSegPreTrainedModel):
         Returns:
             [`~transformers.modeling_outputs.SemanticSegmenterOutput`] with `logits` of shape `(batch_size,
             num_classes, h, w)`, of which `sigmoid(logits)` are the probabilities in [0, 1]: h and w are four times the
-            side of the feature grid, or 640 with the sliding window. Classes cut away (`config.num_class_tokens`) have
-            the logit -100.
+            side of the feature grid, or 640 with the sliding window. Classes cut away (`config.num_class_tokens`,
+            `max_classes_per_image`) have the logit -100.
 
         Raises:
             ValueError: If an argument has another shape, pixels are not finite, labels are out of range, both or
@@ -670,19 +689,23 @@ class CATSegForSemanticSegmentation(CATSegPreTrainedModel):
             self._check_labels(labels, pixel_values.shape[0])
         if check_values and not torch.compiler.is_compiling():
             self._check_values(views, labels, text_embeds.shape[0])
-        recorded = {"output_hidden_states": output_hidden_states, "output_attentions": output_attentions}
+        options = {
+            "output_hidden_states": output_hidden_states,
+            "output_attentions": output_attentions,
+            "max_classes_per_image": max_classes_per_image,
+        }
         if sliding_window:
-            outputs = self._segment_windows(views[0], views[-1], text_embeds, **recorded)
+            outputs = self._segment_windows(views[0], views[-1], text_embeds, **options)
         else:
-            outputs = self._segment(pixel_values, text_embeds, **recorded)
+            outputs = self._segment(pixel_values, text_embeds, **options)
         if labels is not None:
             outputs.loss = self._loss(outputs.logits, labels)
         return outputs
 
     def _segment(
-        self, pixel_values: torch.FloatTensor, text_embeds: torch.FloatTensor, **recorded: bool | None
+        self, pixel_values: torch.FloatTensor, text_embeds: torch.FloatTensor, **options: int | None
     ) -> SemanticSegmenterOutput:
-        outputs = self.catseg(pixel_values, text_embeds=text_embeds, check_values=False, **recorded)
+        outputs = self.catseg(pixel_values, text_embeds=text_embeds, check_values=False, **options)
         logits = self.decoder(outputs.last_hidden_state, outputs.guidance_states)
         if outputs.class_indices is not None:
             all_logits = logits.new_full((logits.shape[0], text_embeds.shape[0], *logits.shape[2:]), CUT_CLASS_LOGIT)
@@ -697,7 +720,7 @@ class CATSegForSemanticSegmentation(CATSegPreTrainedModel):
         pixel_values: torch.FloatTensor,
         global_pixel_values: torch.FloatTensor,
         text_embeds: torch.FloatTensor,
-        **recorded: bool | None,
+        **options: int | None,
     ) -> SemanticSegmenterOutput:
         """Segments the windows and the global view, as many of them at once as the device is best at."""
         batch_size, size = pixel_values.shape[0], self.config.sliding_window_size
@@ -707,7 +730,7 @@ class CATSegForSemanticSegmentation(CATSegPreTrainedModel):
             views_at_once = 1 if pixel_values.device.type == "cpu" else len(views)
         logits = []
         for start in range(0, len(views), views_at_once):
-            outputs = self._segment(torch.cat(views[start : start + views_at_once]), text_embeds, **recorded)
+            outputs = self._segment(torch.cat(views[start : start + views_at_once]), text_embeds, **options)
             logits += outputs.logits.split(batch_size)
 
         def of_global_view(states: tuple[torch.Tensor, ...] | None) -> tuple[torch.Tensor, ...] | None:

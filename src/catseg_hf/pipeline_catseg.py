@@ -112,6 +112,9 @@ class OpenVocabularySegmentationPipeline(Pipeline):
             sliding_window (`bool`, *optional*):
                 Whether to average overlapping windows and a global view of the image. By default as the checkpoint's
                 processor and configuration say.
+            max_classes_per_image (`int`, *optional*):
+                Of more labels only so many, those most similar to the image, are told apart in it (in each of its
+                views, with the sliding window), which takes less time. By default as the configuration says.
             return_segmentation_map (`bool`, *optional*, defaults to `False`):
                 Whether to return the map of classes too.
             return_probabilities (`bool`, *optional*, defaults to `False`):
@@ -181,6 +184,7 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         return_segmentation_map: bool | None = None,
         return_probabilities: bool | None = None,
         sliding_window: bool | None = None,
+        max_classes_per_image: int | None = None,
         timeout: float | None = None,
         mask_generator: Callable[[Image.Image], Any] | None = None,
         hypothesis_template: str | None = None,
@@ -222,6 +226,8 @@ class OpenVocabularySegmentationPipeline(Pipeline):
             forward_kwargs["return_probabilities"] = return_probabilities
         if sliding_window is not None:
             preprocess_kwargs["sliding_window"] = forward_kwargs["sliding_window"] = sliding_window
+        if max_classes_per_image is not None:
+            forward_kwargs["max_classes_per_image"] = max_classes_per_image
         if mask_generator is not None:
             if not callable(mask_generator):
                 raise UserError(
@@ -248,6 +254,7 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         labels: list[str] | None = None,
         prompt_templates: str | list[str] | None = None,
         sliding_window: bool | None = None,
+        max_classes_per_image: int | None = None,
         return_probabilities: bool = False,
         mask_generator: Callable[[Image.Image], Any] | None = None,
     ) -> dict[str, list]:
@@ -265,7 +272,12 @@ class OpenVocabularySegmentationPipeline(Pipeline):
                 input_ids = self._encode_vocabulary(labels, prompt_templates)
         else:
             input_ids = self._encode_vocabulary(labels, prompt_templates)
-        outputs = self.model(**model_inputs, input_ids=input_ids, sliding_window=sliding_window)
+        outputs = self.model(
+            **model_inputs,
+            input_ids=input_ids,
+            sliding_window=sliding_window,
+            max_classes_per_image=max_classes_per_image,
+        )
         # Here and not in `postprocess`: it is done where the logits are, which need not be moved or kept then.
         pairs = self.processor.image_processor.post_process_most_probable_class(outputs, target_sizes)
         if mask_generator is not None:
