@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import gradio as gr
+from PIL import Image
 
 from catseg_app.downloads import python_code, summarize, write_files
 from catseg_app.drawing import annotations, displayed, heat_map, heat_scale, overlay, to_image_pixel
@@ -46,7 +47,7 @@ LAUNCH_OPTIONS = {
     "theme": gr.themes.Default(font="system-ui, sans-serif"),
     "css": CSS,
     "footer_links": ["api"],
-    "state_session_capacity": 64,
+    "state_session_capacity": 32,  # sessions whose results are kept, each of up to half a gigabyte
 }
 
 
@@ -189,15 +190,15 @@ def build_app(models: Sequence[str] = (), sams: Sequence[str] = ()) -> gr.Blocks
         shown = segmented.success(
             show_result,
             [result, opacity],
-            [segmentation, alone, before_after, opacity, label, heat, x, y, best, left, right, code, files],
+            [segmentation, alone, before_after, code, opacity, label, heat, x, y, best, left, right, files],
             **private,
         )
         shown.success(None, js=SHOW_RESULTS, **private)
         saved = shown.success(save_files, [result, opacity], [folder, files], api_name="files")
         segmentation.select(isolate_class, [result, opacity, alone], [segmentation, alone], **private)
-        opacity.release(
-            change_opacity, [result, opacity], [segmentation, alone, before_after, code], **private
-        ).success(save_files, [result, opacity], [folder, files], **private)
+        opacity.release(redraw, [result, opacity], [segmentation, alone, before_after, code], **private).success(
+            save_files, [result, opacity], [folder, files], **private
+        )
         label.input(draw_heat_map, [result, label], heat, api_name="heat_map")
         heat.select(pick_pixel, result, [x, y], **private).success(find_top_labels, [result, x, y], best, **private)
         gr.on([x.submit, y.submit], find_top_labels, [result, x, y], best, api_name="top_labels")
@@ -238,7 +239,7 @@ def show_result(result: Segmentation, opacity: float) -> list[Any]:
     largest = result.segments[0]["label"] if result.segments else result.labels[0]
     x, y = (side // 2 for side in result.image.size)
     return [
-        *change_opacity(result, opacity)[:-1],
+        *redraw(result, opacity),
         gr.Slider(interactive=True),
         gr.Dropdown(choices=result.labels, value=largest),
         heat_map(result, largest),
@@ -247,12 +248,11 @@ def show_result(result: Segmentation, opacity: float) -> list[Any]:
         top_labels(result, x, y),
         annotated(result, opacity),
         None,
-        python_code(result, opacity),
         None,
     ]
 
 
-def change_opacity(result: Segmentation, opacity: float) -> list[Any]:
+def redraw(result: Segmentation, opacity: float) -> list[Any]:
     image, _ = displayed(result)
     return [annotated(result, opacity), None, (image, overlay(result, opacity)), python_code(result, opacity)]
 
@@ -265,7 +265,7 @@ def isolate_class(
 
 
 @with_messages
-def draw_heat_map(result: Segmentation | None, label: str) -> Any:
+def draw_heat_map(result: Segmentation | None, label: str) -> Image.Image:
     return heat_map(check(result), label)
 
 

@@ -31,6 +31,8 @@ from catseg_hf.errors import UserError
 from catseg_hf.visualization import class_color, draw_segmentation
 
 
+pytestmark = pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+
 ROOT = Path(__file__).parent.parent
 SCENE = ROOT / "demo" / "scene.png"
 LABELS = ["snow", "balloon", "water", "broccoli"]
