@@ -32,6 +32,13 @@ def test_survives_saving(tmp_path):
     assert loaded.guidance_layers == [1, 3]
 
 
+def test_labels_stay_in_the_order_of_their_ids(tmp_path):
+    labels = ["sofa", "dog", *map(str, range(10)), "cat"]
+    CATSegConfig(id2label=dict(enumerate(labels))).save_pretrained(tmp_path)
+    loaded = CATSegConfig.from_pretrained(tmp_path)
+    assert list(loaded.id2label.values()) == list(loaded.label2id) == labels
+
+
 def test_number_of_labels():
     config = CATSegConfig(num_labels=3)
     assert config.num_labels == 3 and len(config.id2label) == 3

@@ -176,7 +176,7 @@ class CATSegConfig(PreTrainedConfig):
         for name in PAIRS:
             setattr(self, name, list(getattr(self, name)))
         super().__post_init__(**kwargs)
-        self.id2label = {int(index): label for index, label in self.id2label.items()}
+        self.id2label = dict(sorted((int(index), label) for index, label in self.id2label.items()))
         self.label2id = {label: index for index, label in self.id2label.items()}
 
     @classmethod
