@@ -466,7 +466,8 @@ class CATSegModel(CATSegPreTrainedModel):
             max_classes_per_image = self.config.max_classes_per_image
         if max_classes_per_image is not None and max_classes_per_image < 1:
             raise ValueError(f"`max_classes_per_image` must be at least 1, got {max_classes_per_image}.")
-        return min(filter(None, (self.config.num_class_tokens, max_classes_per_image)), default=0)
+        limits = [limit for limit in (self.config.num_class_tokens, max_classes_per_image) if limit]
+        return min(limits) if limits else 0
 
     @can_return_tuple
     def forward(
