@@ -71,7 +71,7 @@ def test_two_processes(batch_size, driver, command, complete, tmp_path):
 def test_killed_and_resumed(driver, command, complete, tmp_path):
     """Before any of several changes of the file system, one run after the other."""
     arguments = [*command, "--output_dir", tmp_path, "--resume"]
-    for killed_at in (1, 4, 6, 9):
+    for killed_at in (1, 4, 9, 14):
         result = driver.run(*arguments, script="evaluate_benchmarks", killed_at=killed_at)
         assert result["status"] == [-9], result["stderr"]
     done = len(list((tmp_path / "own" / "tally").glob("part-*.json")))
