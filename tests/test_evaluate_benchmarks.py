@@ -325,6 +325,14 @@ def test_counts_do_not_depend_on_batches(batch_size, num_workers, order, own, co
     np.testing.assert_array_equal(matrix, counted)
 
 
+def test_sliding_window_in_batches(own, loaded, accelerator, tmp_path):
+    views = Views(sliding_window=True)
+    alone, batches = (
+        count(own, loaded, accelerator, tmp_path / str(size), views=views, batch_size=size) for size in (1, 3)
+    )
+    np.testing.assert_array_equal(batches, alone)
+
+
 class Rounding(torch.nn.Module):
     """A model that may round batches in another way than single images, and notes how many images it gets."""
 
