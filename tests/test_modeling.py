@@ -71,6 +71,14 @@ def test_output_flags_of_the_config(model, inputs):
         assert len(model(**inputs).hidden_states) == 3
 
 
+def test_hidden_states_are_what_the_layers_work_on(model, golden_inputs):
+    outputs = model.catseg(**golden_inputs, output_hidden_states=True)
+    for hidden_states in outputs.hidden_states:
+        hidden_states.retain_grad()
+    outputs.last_hidden_state.sum().backward()
+    assert all(hidden_states.grad is not None for hidden_states in outputs.hidden_states)
+
+
 def test_eager_and_sdpa_agree(model, inputs):
     with torch.no_grad():
         logits = {}

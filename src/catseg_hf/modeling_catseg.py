@@ -14,14 +14,15 @@ from torch import nn
 from torch.func import functional_call
 from transformers import CLIPModel, PreTrainedModel
 from transformers import initialization as init
-from transformers.modeling_outputs import SemanticSegmenterOutput
+from transformers.modeling_outputs import BaseModelOutput, SemanticSegmenterOutput
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES
 from transformers.models.clip.modeling_clip import CLIPVisionEmbeddings
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple, logging
+from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_catseg import CATSegConfig
-from .modeling_catseg_aggregation import CATSegAggregator, CATSegClassBlock
+from .modeling_catseg_aggregation import CATSegAggregator, CATSegAggregatorLayer, CATSegClassBlock
 from .modeling_catseg_decoder import CATSegDecoder
 from .sliding_window_catseg import merge_windows, split_windows
 from .tensor_ops_catseg import RecomputedLayer, all_true, at_least_float32, independent_chunks, resize_bilinear
@@ -246,6 +247,8 @@ class CATSegModel(CATSegPreTrainedModel):
     The model carries its own vocabulary, `config.id2label` with its prompts' token ids, and segments it when it is
     given no other. See [`~CATSegModel.set_vocabulary`].
     """
+
+    _can_record_outputs = {"hidden_states": CATSegAggregatorLayer, "attentions": CATSegAggregatorLayer}
 
     def __init__(self, config: CATSegConfig):
         super().__init__(config)
@@ -534,19 +537,37 @@ class CATSegModel(CATSegPreTrainedModel):
             indices = class_indices[:, None, :, None, None].expand(-1, cost.shape[1], -1, *cost.shape[3:])
             kept_cost = cost.gather(2, indices)
             kept_text_embeds = text_embeds[class_indices]
-        hidden_states, all_hidden_states, attentions = self.aggregator(
-            kept_cost, image_embeds, kept_text_embeds, output_hidden_states, output_attentions
+        outputs = self._aggregate(
+            kept_cost,
+            image_embeds,
+            kept_text_embeds,
+            output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
         )
         return CATSegModelOutput(
-            last_hidden_state=hidden_states,
+            last_hidden_state=outputs.last_hidden_state,
             cost_volume=cost,
             image_embeds=image_embeds,
             text_embeds=text_embeds,
             guidance_states=guidance_states,
             class_indices=class_indices,
-            hidden_states=all_hidden_states if output_hidden_states else None,
-            attentions=attentions if output_attentions else None,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
         )
+
+    @capture_outputs
+    def _aggregate(
+        self,
+        cost: torch.FloatTensor,
+        image_embeds: torch.FloatTensor,
+        text_embeds: torch.FloatTensor,
+        output_hidden_states: bool,
+        output_attentions: bool,
+    ) -> BaseModelOutput:
+        """The aggregator's tokens, with what `_can_record_outputs` names. CLIP stays outside: its layers have hooks
+        of the same kind."""
+        hidden_states = self.aggregator(cost, image_embeds, text_embeds, output_hidden_states, output_attentions)
+        return BaseModelOutput(last_hidden_state=hidden_states)
 
 
 class CATSegCrossEntropy(RecomputedLayer):

@@ -364,20 +364,26 @@ class CATSegClassAggregation(nn.Module):
 
 
 class CATSegAggregatorLayer(nn.Module):
+    """A spatial and a class aggregation. Tokens that come in one tensor, as hooks record them, leave in one."""
+
     def __init__(self, config: CATSegConfig):
         super().__init__()
+        self.config = config
         self.spatial_aggregation = CATSegSpatialAggregation(config)
         self.class_aggregation = CATSegClassAggregation(config)
 
     def forward(
         self,
-        hidden_states: ClassChunks,
+        hidden_states: ClassChunks | torch.Tensor,
         appearance_guidance: torch.Tensor,
         text_guidance: torch.Tensor,
         output_attentions: bool = False,
-    ) -> tuple[ClassChunks, torch.Tensor | None]:
-        hidden_states, attentions = self.spatial_aggregation(hidden_states, appearance_guidance, output_attentions)
-        return self.class_aggregation(hidden_states, text_guidance), attentions
+    ) -> tuple[ClassChunks | torch.Tensor, torch.Tensor | None]:
+        is_joined = isinstance(hidden_states, torch.Tensor)
+        chunks = ClassChunks(split_classes(hidden_states, 1, self.config)) if is_joined else hidden_states
+        chunks, attentions = self.spatial_aggregation(chunks, appearance_guidance, output_attentions)
+        chunks = self.class_aggregation(chunks, text_guidance)
+        return chunks.join() if is_joined else chunks, attentions
 
 
 class CATSegAggregator(nn.Module):
@@ -412,27 +418,23 @@ class CATSegAggregator(nn.Module):
         text_embeds: torch.Tensor,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
-    ) -> tuple[torch.Tensor, tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
+    ) -> torch.Tensor:
         """
         Args:
             cost (`torch.FloatTensor` of shape `(B, P, T, H, W)`): Cost volume.
             image_embeds (`torch.FloatTensor` of shape `(B, H, W, projection_dim)`): Dense image features.
             text_embeds (`torch.FloatTensor` of shape `(B or 1, T, P, projection_dim)`): Text features.
-            output_hidden_states (`bool`): Whether to keep the state before and after every layer.
-            output_attentions (`bool`): Whether to keep the spatial attention weights.
+            output_hidden_states (`bool`): Whether the tokens are one tensor before and after every layer.
+            output_attentions (`bool`): Whether every layer returns the spatial attention weights.
 
         Returns:
-            The tokens `(B, T, H, W, C)`, and what was asked to be kept.
+            The tokens `(B, T, H, W, C)`.
         """
         hidden_states = ClassChunks(self.embed_cost(part) for part in split_classes(cost, 2, self.config))
+        if output_hidden_states:
+            hidden_states = hidden_states.join()
         appearance_guidance = self.project_appearance(image_embeds)
         text_guidance = self.project_text(text_embeds)
-        all_hidden_states, all_attentions = (), ()
         for layer in self.layers:
-            if output_hidden_states:
-                all_hidden_states += (hidden_states.join(),)
-            hidden_states, attentions = layer(hidden_states, appearance_guidance, text_guidance, output_attentions)
-            if attentions is not None:
-                all_attentions += (attentions,)
-        last_hidden_state = hidden_states.join()
-        return last_hidden_state, (*all_hidden_states, last_hidden_state), all_attentions
+            hidden_states, _ = layer(hidden_states, appearance_guidance, text_guidance, output_attentions)
+        return hidden_states if output_hidden_states else hidden_states.join()
