@@ -25,7 +25,7 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo):
     report = yield
     tester = item.nodeid.split("::")[1]
     if report.skipped:
-        reason = report.longrepr[2].removeprefix("Skipped: ").strip()
+        reason = report.longrepr[2].removeprefix("Skipped: ").rpartition(" is skipped: ")[2].strip()
         if reason in NO_REASON:
             report.outcome, report.longrepr = "failed", f"{item.nodeid} was skipped without a reason."
         else:

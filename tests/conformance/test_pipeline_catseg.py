@@ -57,6 +57,12 @@ class CATSegPipelineTest(PipelineTesterMixin, unittest.TestCase):
         "zero-shot-image-segmentation": CATSegForSemanticSegmentation,
     }
 
+    def test_pipeline_image_segmentation(self):  # without timm, which CAT-Seg does not need
+        self.run_task_tests(task="image-segmentation")
+
+    def test_pipeline_image_segmentation_fp16(self):
+        self.run_task_tests(task="image-segmentation", dtype="float16")
+
     def test_pipeline_zero_shot_image_segmentation(self):
         self.run_task_tests(task="zero-shot-image-segmentation")
 
