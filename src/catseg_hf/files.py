@@ -53,7 +53,8 @@ def replaced_file(path: str | os.PathLike) -> Iterator[Path]:
     path = Path(path)
     aside = aside_of(path)
     with explained_write_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.parent.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield aside
             synchronise(aside)
