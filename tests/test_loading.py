@@ -213,9 +213,9 @@ def test_the_backbone_is_a_clip_model(saved, tmp_path):
 
 
 def test_import_is_cheap():
-    """Beside what CLIP needs anyway it loads no other package and no other model of transformers."""
+    """Beside what CLIP and pipelines need anyway it loads no other package and no other model of transformers."""
     code = (
-        "import sys, torch; from transformers import AutoModel, CLIPModel; before = set(sys.modules);"
+        "import sys, torch; from transformers import AutoModel, CLIPModel, pipeline; before = set(sys.modules);"
         "import catseg_hf; print(*(set(sys.modules) - before))"
     )
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
