@@ -220,6 +220,10 @@ class CATSegPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _no_split_modules = ["CLIPModel", "CATSegAggregator", "CATSegDecoder"]
 
+    if not hasattr(PreTrainedModel, "activation_checkpointing_enable"):  # its name in older releases
+        activation_checkpointing_enable = PreTrainedModel.gradient_checkpointing_enable
+        activation_checkpointing_disable = PreTrainedModel.gradient_checkpointing_disable
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
         if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, nn.LayerNorm, nn.GroupNorm)):

@@ -1,6 +1,7 @@
 import unittest
 
 import torch
+import torch.nn.functional as F
 from parameterized import parameterized
 from tests.test_configuration_common import ConfigTester
 from tests.test_modeling_common import (
@@ -95,7 +96,9 @@ class CATSegModelTest(ModelTesterMixin, unittest.TestCase):
     def test_eager_matches_sdpa_inference(self, *parameters):
         """With text features: of token ids it would make rows without an end of text."""
         config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
-        inputs["text_embeds"] = floats_tensor((self.model_tester.num_labels, 1, 32))
+        generator = torch.Generator().manual_seed(0)
+        inputs["text_embeds"] = F.normalize(torch.randn(7, 1, 32, generator=generator), dim=-1)
+        inputs["pixel_values"] = torch.rand(inputs["pixel_values"].shape, generator=generator)
         del inputs["input_ids"]
         self.model_tester.prepare_config_and_inputs_for_common = lambda: (config, inputs)
         self.additional_model_inputs = ["text_embeds"]
