@@ -111,7 +111,7 @@ def test_ten_seconds_keep_their_frames_rate_size_and_audio(tmp_path, capsys, suf
 
 
 def test_frames_are_drawn_as_images_are(segmenter, tmp_path):
-    clip = write_clip(tmp_path / "clip.mp4", pan(0, 1))
+    clip = write_clip(tmp_path / "clip.mp4", pan(61, 1))
     with VideoReader(clip) as reader:
         summary = segment_video(segmenter, reader, tmp_path / "out.mp4", LABELS, threshold=0.3, opacity=0.8)
     image = read_clip(clip)[3][0].to_image()
@@ -170,7 +170,7 @@ def test_no_lag_on_cuts(segmenter, monkeypatch):
     assert torch.equal(averaged[4], alone[1])
     assert not torch.equal(averaged[3], alone[0])  # no cut
     monkeypatch.setattr(video, "CUT_DIFFERENCE", 1.0)
-    assert (segment_cut()[4] != alone[1]).float().mean() > 0.1
+    assert (segment_cut()[4] != alone[1]).float().mean() > 0.01
 
 
 def test_smoothing_reduces_flicker(segmenter):
