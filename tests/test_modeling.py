@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from catseg_hf import modeling_catseg
+from catseg_hf import CATSegModelOutput, CATSegPreTrainedModel, modeling_catseg
 from catseg_hf.tensor_ops_catseg import resize_bilinear
 from catseg_literal import literal_loss
 
@@ -23,6 +23,7 @@ def test_outputs(model, golden_inputs):
     model.set_attn_implementation("eager")
     with torch.no_grad():
         outputs = model.catseg(**golden_inputs, output_hidden_states=True, output_attentions=True)
+    assert isinstance(model, CATSegPreTrainedModel) and isinstance(outputs, CATSegModelOutput)
     assert outputs.last_hidden_state.shape == (2, 5, 24, 24, 48)
     assert outputs.cost_volume.shape == (2, 1, 5, 24, 24)
     assert outputs.image_embeds.shape == (2, 24, 24, 64)

@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoImageProcessor, AutoProcessor, CLIPConfig, CLIPTokenizer
 
 from catseg_hf.image_processing_catseg import CATSegImageProcessorPil
@@ -104,6 +105,13 @@ def test_arguments_reach_the_image_processor(processor):
     image = np.zeros((8, 10, 3), np.uint8)
     assert processor(image, sliding_window=False, image_size=32)["pixel_values"].shape == (1, 3, 32, 32)
     assert processor(image, images_kwargs={"do_resize": False})["pixel_values"].shape == (1, 3, 8, 10)
+
+
+def test_arguments_are_typed(processor):
+    images_kwargs = processor.valid_processor_kwargs.__annotations__["images_kwargs"]
+    assert images_kwargs is processor.image_processor.valid_kwargs
+    with pytest.raises(StrictDataclassError, match="sliding_window"):
+        processor(np.zeros((8, 10, 3), np.uint8), sliding_window="yes")
 
 
 def test_arguments_of_the_tokenizer(processor):
