@@ -137,7 +137,8 @@ def most_similar_classes(cost: torch.Tensor, num_kept_classes: int) -> torch.Ten
     """Indices `(B, num_kept_classes)`, ascending, of the classes with the highest maximum in a cost volume
     `(B, P, T, H, W)`."""
     similarity = cost.amax(dim=(1, 3, 4))
-    return similarity.topk(num_kept_classes, dim=1).indices.sort(dim=1).values
+    indices = similarity.topk(num_kept_classes, dim=1).indices
+    return indices.topk(num_kept_classes, dim=1, largest=False).values  # sorted as ExecuTorch can
 
 
 def same_kind(first: torch.Tensor | None, second: torch.Tensor | None) -> bool:
@@ -152,6 +153,24 @@ def refuse_unknown(kwargs: TransformersKwargs):
     unknown = [name for name in kwargs if name not in TransformersKwargs.__annotations__]
     if unknown:
         raise TypeError(f"CAT-Seg takes no argument {', '.join(map(repr, unknown))}.")
+
+
+def is_exporting() -> bool:
+    """Whether this is being traced by torch.export."""
+    return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
+
+
+def traces_one_graph() -> bool:
+    """Whether this is being traced by torch.export, or compiled with `fullgraph=True`."""
+    return is_exporting() or (torch.compiler.is_dynamo_compiling() and _compiles_one_graph())
+
+
+@torch.compiler.assume_constant_result
+def _compiles_one_graph() -> bool:
+    # Slow to import, and imported already when this is called.
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+
+    return InstructionTranslator.current_tx().one_graph
 
 
 def labels_checksum(labels: Sequence[str]) -> int:
@@ -317,11 +336,11 @@ class CATSegModel(CATSegPreTrainedModel):
             # Under the causal mask nothing behind the last end-of-text token counts.
             _, length = self._longest_prompt(prompts)
             prompts, mask = prompts[:, :length], None if mask is None else mask[:, :length]
-        embeds = []
-        for start in range(0, prompts.shape[0], PROMPTS_PER_TEXT_BATCH):
-            batch = slice(start, start + PROMPTS_PER_TEXT_BATCH)
-            features = self.clip.get_text_features(prompts[batch], None if mask is None else mask[batch])
-            embeds.append(features.pooler_output)
+        batches = independent_chunks(prompts, 0, prompts.shape[1], PROMPTS_PER_TEXT_BATCH)
+        masks = [None] * len(batches)
+        if mask is not None:
+            masks = independent_chunks(mask, 0, prompts.shape[1], PROMPTS_PER_TEXT_BATCH)
+        embeds = [self.clip.get_text_features(*batch).pooler_output for batch in zip(batches, masks, strict=True)]
         return F.normalize(torch.cat(embeds), dim=-1).unflatten(0, input_ids.shape[:2])
 
     def encode_vocabulary(
@@ -336,7 +355,8 @@ class CATSegModel(CATSegPreTrainedModel):
 
         At evaluation, without gradients, the features of the last vocabulary are kept. They are used again only if the
         same ids are given, their token embeddings are the same and the longest prompt still encodes to the same bits:
-        a test that any change of the text tower fails, however it was made.
+        a test that any change of the text tower fails, however it was made. It cannot be part of a graph, so compiled
+        code does it between two; a single graph (`fullgraph=True`) encodes the vocabulary in every call.
         """
         if text_embeds is not None:
             if input_ids is not None:
@@ -345,12 +365,19 @@ class CATSegModel(CATSegPreTrainedModel):
         checksum = None
         if input_ids is None:
             input_ids, checksum = self.vocabulary()
-        if torch.compiler.is_compiling():
+        if self.training or torch.is_grad_enabled() or traces_one_graph():
+            if not torch.compiler.is_compiling():
+                self._check_vocabulary(checksum)
             return self.get_text_embeds(input_ids, attention_mask)
-        if self.training or torch.is_grad_enabled():
-            self._check_vocabulary(checksum)
-            return self.get_text_embeds(input_ids, attention_mask)
+        return self._keep_text_embeds(input_ids, attention_mask, checksum)
 
+    @torch.compiler.disable  # whether the kept text features still hold depends on their values
+    def _keep_text_embeds(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.LongTensor | None,
+        checksum: torch.LongTensor | None,
+    ) -> torch.FloatTensor:
         input_ids = self._check_input_ids(input_ids)
         kept = self._kept_text_embeds
         if kept is None or not self._is_current(kept, input_ids, attention_mask, checksum):
@@ -536,8 +563,9 @@ class CATSegModel(CATSegPreTrainedModel):
         cost = cost_volume(image_embeds, text_embeds)
         kept_cost, kept_text_embeds, class_indices = cost, text_embeds[None], None
         class_limit = self._class_limit(max_classes_per_image)
-        if 0 < class_limit < cost.shape[2]:
-            class_indices = most_similar_classes(cost, class_limit)
+        # An exported graph must do for any number of classes: of few, it takes the most similar ones too, that is all.
+        if 0 < class_limit and (is_exporting() or class_limit < cost.shape[2]):
+            class_indices = most_similar_classes(cost, torch.sym_min(class_limit, cost.shape[2]))
             indices = class_indices[:, None, :, None, None].expand(-1, cost.shape[1], -1, *cost.shape[3:])
             kept_cost = cost.gather(2, indices)
             kept_text_embeds = text_embeds[class_indices]

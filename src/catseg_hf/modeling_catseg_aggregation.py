@@ -3,8 +3,6 @@
 Tokens are kept with their channels last, `(batch, classes, rows, columns, channels)`, throughout.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -23,15 +21,16 @@ def window_partition(hidden_states: torch.Tensor, window_size: int, shift: int) 
     """`(B, T, H, W, C)`, cyclically shifted up and left, as windows `(B, T, num_windows, window_size ** 2, C)`."""
     if shift:
         hidden_states = hidden_states.roll((-shift, -shift), dims=(2, 3))
-    windows = hidden_states.unflatten(3, (-1, window_size)).unflatten(2, (-1, window_size))
-    return windows.transpose(3, 4).flatten(4, 5).flatten(2, 3)  # (B, T, rows of windows, columns of windows, ...)
+    windows = hidden_states.flatten(0, 1).unflatten(2, (-1, window_size)).unflatten(1, (-1, window_size))
+    windows = windows.transpose(2, 3)  # (B * T, rows of windows, columns of windows, ...): six axes, as XNNPACK takes
+    return windows.flatten(3, 4).flatten(1, 2).unflatten(0, hidden_states.shape[:2])
 
 
 def window_reverse(windows: torch.Tensor, grid: tuple[int, int], window_size: int, shift: int) -> torch.Tensor:
     """The inverse of [`window_partition`] for a grid of `(H, W)`."""
     rows, columns = grid[0] // window_size, grid[1] // window_size
-    hidden_states = windows.unflatten(3, (window_size, window_size)).unflatten(2, (rows, columns))
-    hidden_states = hidden_states.transpose(3, 4).flatten(4, 5).flatten(2, 3)
+    hidden_states = windows.flatten(0, 1).unflatten(2, (window_size, window_size)).unflatten(1, (rows, columns))
+    hidden_states = hidden_states.transpose(2, 3).flatten(3, 4).flatten(1, 2).unflatten(0, windows.shape[:2])
     return hidden_states.roll((shift, shift), dims=(2, 3)) if shift else hidden_states
 
 
@@ -243,7 +242,7 @@ class CATSegClassAttention(CATSegGuidedAttention):
         its guidance `(1, text_guidance_size)`."""
         states = self.queries_keys_values(hidden_states, guidance)
         padding_key = padding_value = None
-        if num_padding_tokens > 0:
+        if padding is not None:
             token, token_guidance = padding
             _, padding_key, padding_value = self.queries_keys_values(token, self.project_guidance(token_guidance))
         attend = self.linear_attention if self.config.attention_type == "linear" else self.full_attention
@@ -261,7 +260,7 @@ class CATSegClassAttention(CATSegGuidedAttention):
         num_padding_tokens: int,
     ) -> torch.Tensor:
         """Queries, keys and values `(T, positions, C)`; those of a padding token `(1, C)`."""
-        num_tokens = keys.shape[0] + max(num_padding_tokens, 0)
+        num_tokens = keys.shape[0] + num_padding_tokens
         queries = F.elu(queries).add_(1)
         keys = F.elu(keys).add_(1).div_(num_tokens)  # means instead of sums stay within half precision
         key_mean = keys.sum(dim=0)
@@ -291,7 +290,7 @@ class CATSegClassAttention(CATSegGuidedAttention):
             keys = torch.cat([keys, padding_key[None].expand(-1, keys.shape[1], -1)])
             values = torch.cat([values, padding_value[None].expand(-1, values.shape[1], -1)])
             attention_mask = keys.new_zeros(1, 1, 1, keys.shape[0])
-            attention_mask[..., -1] = math.log(num_padding_tokens)
+            attention_mask[..., -1] = keys.new_full((), num_padding_tokens).log()
             attention_mask = attention_mask.expand(-1, -1, queries.shape[0], -1)
         queries, keys, values = (states.transpose(0, 1) for states in (queries, keys, values))
         return self.softmax_attention(queries, keys, values, attention_mask)[0].transpose(0, 1)
@@ -318,8 +317,10 @@ class CATSegClassBlock(CATSegBlock):
     def forward(self, guidance: torch.Tensor, *chunks: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Text guidance `(B or 1, T, text_guidance_size)` and tokens `(B, t, H, W, C)` of a few classes at a time."""
         guidance = self.attention.project_guidance(guidance.transpose(0, 1)[:, :, None])
-        padding = (self.layer_norm1(self.padding_token), self.padding_guidance) if self.num_class_tokens else None
-        num_padding_tokens = self.num_class_tokens - sum(chunk.shape[1] for chunk in chunks)
+        padding, num_padding_tokens = None, 0
+        if self.num_class_tokens:
+            padding = self.layer_norm1(self.padding_token), self.padding_guidance
+            num_padding_tokens = self.num_class_tokens - sum(chunk.shape[1] for chunk in chunks)
 
         def attend(tokens: torch.Tensor) -> torch.Tensor:
             return self.attention(self.layer_norm1(tokens), guidance, padding, num_padding_tokens)
