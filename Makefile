@@ -6,13 +6,17 @@ BIN := $(VENV)/bin
 # A process for every core; the tests of a file share what they set up.
 IN_PARALLEL := --numprocesses auto --dist loadfile
 
-.PHONY: demo app space test test-slow conformance quality embedded-model embedded-model-controls
+.PHONY: demo app tour space test test-slow conformance quality embedded-model embedded-model-controls
 
 demo: $(VENV)/.demo
 	$(BIN)/python demo/segment_photo.py
 
 app: $(VENV)/.app
 	$(BIN)/python demo/app.py
+
+# Executes the notebook and keeps its outputs in it.
+tour: $(VENV)/.notebook
+	$(BIN)/jupyter-execute --inplace demo/tour.ipynb
 
 # The demo as a Space of the Hub, with the library beside it.
 SPACE := build/space
