@@ -18,12 +18,11 @@ from urllib.parse import unquote, urlparse
 
 import numpy as np
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from PIL import Image, PngImagePlugin
 from tqdm.auto import tqdm
 from transformers import AutoConfig, pipeline
 
-from .errors import UNREADABLE_CHECKPOINT, UserError, first_line
+from .errors import UserError, first_line
 from .files import replaced_file
 from .mask_generation import load_mask_generator
 from .pipeline_catseg import OpenVocabularySegmentationPipeline, read_pixels, split_labels
@@ -227,13 +226,13 @@ def load_segmenter(
         )
     try:
         config = AutoConfig.from_pretrained(model)
-    except (*UNREADABLE_CHECKPOINT, ValueError, StrictDataclassError) as error:
+    except Exception as error:  # transformers raises all kinds for damaged files
         raise UserError(f"The model {model!r} could not be loaded: {first_line(error)}.") from error
     if config.model_type != "catseg":
         raise UserError(f"The model {model!r} is of type {config.model_type!r}, but a CAT-Seg checkpoint is needed.")
     try:
         return pipeline(OPEN_VOCABULARY_TASK, model=model, device=device, dtype=dtype)
-    except UNREADABLE_CHECKPOINT as error:
+    except Exception as error:
         raise UserError(f"The model {model!r} could not be loaded: {first_line(error)}.") from error
 
 

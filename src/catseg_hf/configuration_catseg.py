@@ -8,10 +8,12 @@ from huggingface_hub.dataclasses import strict
 from transformers import CLIPConfig, PreTrainedConfig
 
 from .coco_stuff_catseg import COCO_STUFF_LABELS
-from .errors import refuse_misspelt
+from .errors import first_line, refuse_misspelt
 from .remote_code_catseg import AUTO_MAP, CUSTOM_PIPELINES
 
 
+# What transformers raises for JSON of another shape than it expects.
+MISSHAPEN = (ArithmeticError, AttributeError, LookupError, TypeError)
 COUNTS = (
     "image_size",
     "num_prompts",
@@ -161,13 +163,12 @@ class CATSegConfig(PreTrainedConfig):
             self.clip_config = default_clip_config()
         elif isinstance(self.clip_config, dict):
             self.clip_config = CLIPConfig(**self.clip_config)
-        if self.label2id is not None:
-            id2label = {int(index): label for label, index in self.label2id.items()}
-            self._require(
-                self.id2label is None or {int(index): label for index, label in self.id2label.items()} == id2label,
-                f"`id2label` {self.id2label} and `label2id` {self.label2id} contradict each other: give one of them.",
-            )
-            self.id2label = id2label
+        id2label, label2id = self._read_labels("id2label"), self._read_labels("label2id")
+        self._require(
+            None in (id2label, label2id) or id2label == label2id,
+            f"`id2label` {self.id2label} and `label2id` {self.label2id} contradict each other: give one of them.",
+        )
+        self.id2label = label2id if id2label is None else id2label
         if self.id2label is None and kwargs.get("num_labels") in (None, len(COCO_STUFF_LABELS)):
             self.id2label = dict(enumerate(COCO_STUFF_LABELS))
         # The installed package registers the task: pipelines must not ask for trust in the folder's copy of its code.
@@ -181,12 +182,22 @@ class CATSegConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs):
-        """As in every configuration, but `id2label` or `label2id` among `kwargs` is in place of both of the
-        dictionary's."""
+        """
+        As in every configuration, but `id2label` or `label2id` among `kwargs` is in place of both of the dictionary's.
+
+        Raises:
+            ValueError, StrictDataclassError: If a value, at any depth, is of the wrong type, or two do not fit.
+        """
         labels = {name: kwargs.pop(name) for name in ("id2label", "label2id") if name in kwargs}
         if labels:
             config_dict = {**config_dict, "id2label": None, "label2id": None, **labels}
-        return super().from_dict(config_dict, **kwargs)
+        try:
+            return super().from_dict(config_dict, **kwargs)
+        except MISSHAPEN as error:
+            raise ValueError(
+                f"The configuration has a value of the wrong type or lacks one ({type(error).__name__}: "
+                f"{first_line(error)}): compare it with that of another CAT-Seg checkpoint."
+            ) from error
 
     def to_dict(self) -> dict[str, Any]:
         return {**super().to_dict(), "auto_map": deepcopy(AUTO_MAP), "custom_pipelines": deepcopy(CUSTOM_PIPELINES)}
@@ -206,10 +217,34 @@ class CATSegConfig(PreTrainedConfig):
         """Side in pixels of the square image that two windows a side cover."""
         return self.sliding_window_size + self.sliding_window_stride
 
+    def _read_labels(self, name: str) -> dict[int, str] | None:
+        """The labels by their indices out of `id2label` or `label2id`."""
+        mapping = getattr(self, name)
+        if mapping is None:
+            return None
+        try:
+            pairs = [pair if name == "id2label" else pair[::-1] for pair in mapping.items()]
+            labels = {int(index): label for index, label in pairs if isinstance(label, str)}
+        except (AttributeError, OverflowError, TypeError, ValueError):
+            labels = {}
+        self._require(
+            bool(labels) and len(mapping) == len(labels) == len(set(labels.values())),
+            f"`{name}` {mapping} must be a dictionary of one index for each of the classes' names, all different.",
+        )
+        return labels
+
     def validate_architecture(self):
         """Part of `@strict`-powered validation: refuses what cannot work, with a sentence that says why."""
         vision_config = self.clip_config.vision_config
         patch_size, num_blocks = vision_config.patch_size, vision_config.num_hidden_layers
+        self._require(
+            isinstance(patch_size, int) and patch_size >= 1, f"CLIP's patch size must be at least 1, got {patch_size}."
+        )
+        for config in (self.clip_config, self.clip_config.text_config, vision_config):
+            self._require(
+                config.dtype is None or str(config.dtype).startswith("torch."),
+                f"`dtype` {config.dtype!r} in `clip_config` must name a type of torch, such as 'float32'.",
+            )
         for name in COUNTS:
             value = getattr(self, name)
             self._require(value is None or value >= 1, f"`{name}` must be at least 1, got {value}.")

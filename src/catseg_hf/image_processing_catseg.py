@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from huggingface_hub.dataclasses import validate_typed_dict
 from PIL import Image
 from transformers import PreTrainedConfig
 from transformers.image_processing_backends import PilBackend, TorchvisionBackend
@@ -42,6 +43,8 @@ from .remote_code_catseg import IMAGE_PROCESSOR_AUTO_MAP
 
 
 logger = logging.get_logger(__name__)
+
+MAX_SIDE = 2**14
 
 UNSUPPORTED_KWARGS = ("crop_size", "do_center_crop", "do_pad", "pad_size")
 
@@ -145,14 +148,22 @@ def _reduce_labels(label: torch.Tensor) -> torch.Tensor:
 def _to_tensor(array: "np.ndarray | torch.Tensor") -> torch.Tensor:
     if isinstance(array, torch.Tensor):
         return array
-    return torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C", "W"]))
+    try:
+        return torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C", "W"]))
+    except TypeError as error:
+        raise ValueError(f"An array of type {array.dtype} is not accepted: pass integers or floats.") from error
 
 
-def _check_finite(image: torch.Tensor, index: int) -> None:
+def _check_range(image: torch.Tensor, index: int) -> None:
     if not torch.isfinite(image).all():
         raise ValueError(
             f"Image {index} holds NaN or infinite pixels, but only finite values are accepted: 0 to 255, or 0 to 1 "
             "with `do_rescale=False`. Repair the image or leave it out."
+        )
+    if image.abs().max() > 65535:
+        raise ValueError(
+            f"Image {index} holds values from {image.min():.3g} to {image.max():.3g}, but 0 to 255 are accepted, or 0 "
+            "to 1 with `do_rescale=False`. Rescale its values first."
         )
 
 
@@ -177,7 +188,7 @@ def _open_pil(image: Image.Image, index: int) -> np.ndarray:
     """A PIL image of any mode as an array that is RGB in 8 bits, or grey in integers of 8 to 32 bits."""
     if image.mode == "F":
         pixels = np.array(image)
-        _check_finite(torch.from_numpy(pixels), index)
+        _check_range(torch.from_numpy(pixels), index)
         # A float image does not tell its range: 0..1, 0..255 and 0..65535 are told apart by the brightest pixel.
         return np.rint(pixels * 255 if pixels.max() <= 1 else pixels).astype(np.int64)
     if image.mode == "I" or image.mode.startswith("I;16"):
@@ -283,12 +294,43 @@ class _CATSegImageProcessing:
             kwargs["size"] = _height_and_width(kwargs["size"])
         return super().preprocess(images, segmentation_maps, **kwargs)
 
+    def _standardize_kwargs(self, **kwargs) -> dict[str, Any]:
+        try:
+            return super()._standardize_kwargs(**kwargs)
+        except (AttributeError, LookupError, TypeError) as error:
+            raise ValueError(
+                f"`size` {kwargs.get('size')!r}, `image_mean` {kwargs.get('image_mean')!r} and `image_std` "
+                f"{kwargs.get('image_std')!r} are not accepted together: pass the sides of `size` by their names, and "
+                "one number for each of three channels."
+            ) from error
+
+    def _validate_preprocess_kwargs(self, **kwargs):
+        """Checks arguments of a call, and settings that may come out of a file, by type and by value."""
+        accepted = self.valid_kwargs.__annotations__.keys() - {"size"}
+        given = {name: kwargs[name] for name in accepted & kwargs.keys() if kwargs[name] is not None}
+        validate_typed_dict(self.valid_kwargs, given)
+        super()._validate_preprocess_kwargs(**kwargs)
+        sides = {name: kwargs[name] for name in ("window_image_size", "sliding_window_size", "image_size")}
+        sides |= {f"size[{name!r}]": side for name, side in dict(kwargs["size"] or {}).items()}
+        for name, side in sides.items():
+            if not isinstance(side, int) or not 1 <= side <= MAX_SIDE:
+                raise ValueError(f"`{name}` is {side!r}, but a number of pixels from 1 to {MAX_SIDE} is needed.")
+        for name in ("image_mean", "image_std"):
+            if kwargs["do_normalize"] and np.size(kwargs[name]) not in (1, 3):
+                raise ValueError(f"`{name}` is {kwargs[name]!r}, but a number for each of three channels is needed.")
+
     def fetch_images(self, image_url_or_urls: Any) -> Any:
         """Loads paths and URLs. Local files keep their mode, unlike in transformers, which would clip 16 bits to
         white and turn label maps into colours."""
         if isinstance(image_url_or_urls, str | os.PathLike) and os.path.isfile(image_url_or_urls):
             return open_image(image_url_or_urls)
-        return super().fetch_images(image_url_or_urls)
+        try:
+            return super().fetch_images(image_url_or_urls)
+        except TypeError as error:
+            raise ValueError(
+                f"An image of type {type(image_url_or_urls).__name__} was given, but paths, URLs, PIL images, arrays "
+                "and tensors are accepted, one or a list of them."
+            ) from error
 
     def process_image(
         self,
@@ -334,7 +376,7 @@ class _CATSegImageProcessing:
             )
         if image.is_floating_point():
             image = image.float()
-            _check_finite(image, index)
+            _check_range(image, index)
             if kwargs.get("do_rescale") and image.max() <= 1:
                 logger.warning_once(
                     "A float image with values of at most 1 is being rescaled by `rescale_factor`: pass "

@@ -10,6 +10,7 @@ from zlib import crc32
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import nn
 from torch.func import functional_call
 from transformers import CLIPModel, PreTrainedModel
@@ -22,6 +23,7 @@ from transformers.utils import ModelOutput, TransformersKwargs, can_return_tuple
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_catseg import CATSegConfig
+from .errors import first_line
 from .modeling_catseg_aggregation import CATSegAggregator, CATSegAggregatorLayer, CATSegClassBlock
 from .modeling_catseg_decoder import CATSegDecoder
 from .sliding_window_catseg import merge_windows, split_windows
@@ -242,6 +244,22 @@ class CATSegPreTrainedModel(PreTrainedModel):
     if not hasattr(PreTrainedModel, "activation_checkpointing_enable"):  # its name in older releases
         activation_checkpointing_enable = PreTrainedModel.gradient_checkpointing_enable
         activation_checkpointing_disable = PreTrainedModel.gradient_checkpointing_disable
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """
+        See [`PreTrainedModel.from_pretrained`].
+
+        Raises:
+            OSError: If a file of weights is damaged.
+        """
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except SafetensorError as error:
+            raise OSError(
+                f"The weights of {str(pretrained_model_name_or_path)!r} are truncated or damaged, fetch them again: "
+                f"{first_line(error)}."
+            ) from error
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module):
@@ -466,6 +484,14 @@ class CATSegModel(CATSegPreTrainedModel):
                 f"`input_ids` of shape {shape} must have the shape (num_classes, {num_prompts}, length)"
                 f"{' or (num_classes, length)' if num_prompts == 1 else ''}, with at least one class, "
                 f"`config.num_prompts` = {num_prompts} prompts for each and at most {context_length} tokens."
+            )
+        vocab_size = self.config.clip_config.text_config.vocab_size
+        # Elsewhere it would have to be waited for.
+        is_here = input_ids.device.type == "cpu" and not torch.compiler.is_compiling()
+        if is_here and not 0 <= input_ids.min() <= input_ids.max() < vocab_size:
+            raise ValueError(
+                f"`input_ids` has ids from {int(input_ids.min())} to {int(input_ids.max())}, but the text tower knows "
+                f"0 to {vocab_size - 1}: make them with the model's processor."
             )
         device = self.get_input_embeddings().weight.device
         return input_ids if device.type == "meta" else input_ids.to(device)  # offloaded: its hook takes the ids along
@@ -734,10 +760,10 @@ class CATSegForSemanticSegmentation(CATSegPreTrainedModel):
         self._compare_views(pixel_values, global_pixel_values, sliding_window)
         views = [pixel_values]
         if sliding_window and global_pixel_values is not None:
-            self._check_global_view(pixel_values, global_pixel_values)
             views.append(global_pixel_values)
         for view in views:
             self.catseg._check_pixel_values(view)
+        self._check_global_view(views[0], views[-1])
         text_embeds = self.catseg.encode_vocabulary(input_ids, attention_mask, text_embeds)
         if labels is not None:
             self._check_labels(labels, pixel_values.shape[0])
@@ -825,7 +851,8 @@ class CATSegForSemanticSegmentation(CATSegPreTrainedModel):
 
     @staticmethod
     def _check_labels(labels: torch.Tensor, batch_size: int):
-        if labels.ndim != 3 or labels.shape[0] != batch_size or labels.is_floating_point():
+        is_map = labels.ndim == 3 and 0 not in labels.shape
+        if not is_map or labels.shape[0] != batch_size or labels.is_floating_point():
             raise ValueError(
                 f"`labels` of shape {tuple(labels.shape)} and type {labels.dtype} must be integers of the shape "
                 f"(batch_size = {batch_size}, height, width)."

@@ -415,11 +415,6 @@ def split_labels(candidate_labels: str | Iterable[str]) -> list[str]:
     Raises:
         UserError: If there are none, too many, or they are no collection of labels.
     """
-    if not isinstance(candidate_labels, Iterable):
-        raise UserError(
-            f"`candidate_labels` is {candidate_labels!r}, but a list of labels, or a string of labels separated by "
-            "commas, is needed."
-        )
     labels = list_labels(candidate_labels)
     if not labels:
         raise UserError("`candidate_labels` has no labels: name at least one class to look for.")

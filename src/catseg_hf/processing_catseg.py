@@ -9,7 +9,7 @@ from transformers.image_utils import ImageInput
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 from transformers.tokenization_utils_base import LARGE_INTEGER
 
-from .errors import UserError
+from .errors import UserError, first_line
 from .image_processing_catseg import CATSegImageProcessorKwargs
 from .remote_code_catseg import PROCESSOR_AUTO_MAP
 
@@ -49,6 +49,26 @@ class CATSegProcessor(ProcessorMixin):
             DEFAULT_PROMPT_TEMPLATES if prompt_templates is None else prompt_templates
         )
         super().__init__(image_processor, tokenizer)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, **kwargs):
+        """
+        See [`ProcessorMixin.from_pretrained`].
+
+        Raises:
+            OSError: If a file is missing or damaged.
+        """
+        try:
+            processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+            processor.encode_vocabulary(["a"])  # some damage shows in use only
+            return processor
+        except (ImportError, OSError, UserError):
+            raise
+        except Exception as error:  # tokenizers and transformers raise all kinds for damaged files
+            raise OSError(
+                f"The processor of {str(pretrained_model_name_or_path)!r} could not be loaded, its files may be "
+                f"damaged: {first_line(error)}."
+            ) from error
 
     def to_dict(self) -> dict[str, Any]:
         return {**super().to_dict(), "auto_map": dict(PROCESSOR_AUTO_MAP)}
@@ -175,20 +195,33 @@ def list_labels(labels: str | Iterable[str]) -> list[str]:
     """Labels as a list: a string is split at its commas."""
     if isinstance(labels, str):
         return [label.strip() for label in labels.split(",") if label.strip()]
+    if not isinstance(labels, Iterable):
+        raise UserError(
+            f"The vocabulary is {labels!r}, but a list of labels, or a string of labels separated by commas, is "
+            "needed."
+        )
     return list(labels)
 
 
 def _check_templates(templates: str | Iterable[str]) -> list[str]:
+    if not isinstance(templates, Iterable):
+        raise UserError(f"`prompt_templates` is {templates!r}, but a list of sentences with a {{}} is needed.")
     templates = [templates] if isinstance(templates, str) else list(templates)
     if not templates:
         raise UserError("`prompt_templates` is empty: pass at least one sentence with a {}.")
     for template in templates:
-        if not isinstance(template, str) or template.count("{}") != 1 or set("{}") & set(template.replace("{}", "")):
+        is_text = isinstance(template, str) and _is_unicode(template)
+        if not is_text or template.count("{}") != 1 or set("{}") & set(template.replace("{}", "")):
             raise UserError(
                 f"The prompt template {template!r} is not accepted: pass a string with exactly one {{}} and no other "
                 "brace."
             )
     return templates
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether text can be encoded, unlike that with halves of surrogate pairs, which JSON may hold."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _first_synonyms(labels: list[str]) -> list[str]:
@@ -205,6 +238,8 @@ def _first_synonyms(labels: list[str]) -> list[str]:
             raise UserError(
                 f"Label {index} is {label!r}, which has a blank first synonym: pass a name, or leave the label out."
             )
+        if not _is_unicode(label):
+            raise UserError(f"Label {index} is {label!r}, which is no Unicode text: it has half of a surrogate pair.")
         if label in seen:
             raise UserError(
                 f"Label {label!r} occurs twice (places {seen[label]} and {index}), but labels must differ: keep one."
