@@ -37,6 +37,16 @@ test-slow: $(VENV)/.test
 conformance: $(VENV)/.test
 	$(BIN)/python -m pytest tests/conformance --quiet --disable-warnings
 
+# Random and damaged input for everything that takes a user's, and many calls of one pipeline.
+INPUTS ?= 10000
+IMAGES ?= 2000
+
+fuzz: $(VENV)/.test
+	PYTHONPATH=training $(BIN)/python tests/fuzz.py --inputs $(INPUTS)
+
+soak: $(VENV)/.test
+	$(BIN)/python tests/soak.py --images $(IMAGES)
+
 quality: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
