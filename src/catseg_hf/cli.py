@@ -35,6 +35,7 @@ from .vocabularies import VOCABULARIES, load_vocabulary
 
 LARGEST_CLASSES = 5
 EMBEDDED_MODEL = str(Path(__file__).with_name("embedded_model"))
+MAX_STEM_BYTES = 200  # file systems take names of 255 with what is added to them
 RESULT_MARK = "catseg-hf segment"  # in every result, which is thereby known from other images
 
 
@@ -346,6 +347,9 @@ def _choose_name(source: str, output: Path, names: set[str], inputs: set[str]) -
     """A stem that is new among `names` (and is added to them) and under which no image of `inputs` is replaced."""
     is_url = source.startswith(("http://", "https://"))
     stem = Path(unquote(urlparse(source).path) if is_url else source).stem or "image"
+    stem = stem.replace("\0", "")
+    if len(os.fsencode(stem)) > MAX_STEM_BYTES:
+        stem = os.fsencode(stem)[:MAX_STEM_BYTES].decode(errors="ignore")
     name, number = stem, 1
     while name.casefold() in names or any(
         _identity(str(output / f"{name}_{kind}.png")) in inputs for kind in ("overlay", "labels")

@@ -23,6 +23,12 @@ def read_json(path: str | os.PathLike) -> Any:
     return json.loads(Path(path).read_text(encoding="utf-8-sig"))
 
 
+def stays_inside(name: str) -> bool:
+    """Whether a name that somebody else chose, taken as a path in a folder, leads to nothing outside of it."""
+    path = Path(name)
+    return not path.anchor and ".." not in path.parts and "\0" not in name
+
+
 def aside_of(path: Path) -> Path:
     """Where a file or folder is made: beside its place, so that the move is a rename. A process that is killed leaves
     it behind."""
@@ -55,6 +61,7 @@ def replaced_file(path: str | os.PathLike) -> Iterator[Path]:
     with explained_write_errors(path):
         if not path.parent.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
+        aside.unlink(missing_ok=True)  # a link there would lead what is written elsewhere
         try:
             yield aside
             synchronise(aside)
@@ -115,6 +122,8 @@ def built_aside(folder: Path) -> Iterator[Path]:
     created = [parent for parent in folder.parents if not parent.exists()]
     aside = aside_of(folder)
     with explained_write_errors(folder):
+        if aside.is_symlink():  # what it leads to is not this run's to clear
+            aside.unlink()
         aside.mkdir(parents=True, exist_ok=True)
     descriptor = _lock(aside, folder)
     try:

@@ -6,6 +6,7 @@ The paper's parts in its order: dense CLIP features and the cost volume are here
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pickle import UnpicklingError
 from zlib import crc32
 
 import torch
@@ -251,14 +252,14 @@ class CATSegPreTrainedModel(PreTrainedModel):
         See [`PreTrainedModel.from_pretrained`].
 
         Raises:
-            OSError: If a file of weights is damaged.
+            OSError: If a file of weights is damaged, or a pickle that would run code.
         """
         try:
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        except SafetensorError as error:
+        except (SafetensorError, UnpicklingError) as error:
             raise OSError(
-                f"The weights of {str(pretrained_model_name_or_path)!r} are truncated or damaged, fetch them again: "
-                f"{first_line(error)}."
+                f"The weights of {str(pretrained_model_name_or_path)!r} are truncated, damaged or refused, fetch them "
+                f"again: {first_line(error)}."
             ) from error
 
     @torch.no_grad()

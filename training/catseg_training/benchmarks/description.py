@@ -10,7 +10,7 @@ import numpy as np
 
 from catseg_hf import VOCABULARIES, load_vocabulary
 from catseg_hf.errors import UserError
-from catseg_hf.files import read_json
+from catseg_hf.files import read_json, stays_inside
 
 
 MAX_ID = 65535
@@ -123,7 +123,7 @@ def read_description(path: Path) -> Benchmark:
         if key in values and not (isinstance(values[key], str) and values[key]):
             raise UserError(f"{path}: {key!r} is {values[key]!r}, but must be text.")
     name = values["name"]
-    if Path(name).name != name or name.startswith("."):
+    if Path(name).name != name or name.startswith(".") or not stays_inside(name):
         raise UserError(f"{path}: the name {name!r} cannot be that of a folder, as results need.")
     vocabulary = _vocabulary(path, values["vocabulary"])
     ignore_index = values.get("ignore_index", 255 if len(vocabulary) <= 255 else MAX_ID)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from catseg_hf.errors import UserError
+from catseg_hf.files import stays_inside
 
 from .context_annotations import read_annotations
 from .description import Benchmark
@@ -66,6 +67,11 @@ def find_files(benchmark: Benchmark, data_root: Path) -> BenchmarkFiles:
         raise UserError(
             f"{benchmark.name}: there is no image with a name ending in {benchmark.image_suffix} in {images}, or none "
             f"of the benchmark's.{_source(benchmark)}"
+        )
+    if outside := [file.name for file in files if not stays_inside(file.name)]:
+        raise UserError(
+            f"{benchmark.name}: the list of its images has {outside[0]!r}, which predictions cannot be called: names, "
+            "and paths in the folder of images, are accepted."
         )
     return BenchmarkFiles(images, labels, sorted(files))
 
