@@ -148,8 +148,11 @@ def _reduce_labels(label: torch.Tensor) -> torch.Tensor:
 def _to_tensor(array: "np.ndarray | torch.Tensor") -> torch.Tensor:
     if isinstance(array, torch.Tensor):
         return array
+    array = np.require(array, array.dtype.newbyteorder("="), ["C", "W"])
+    if min(array.strides, default=0) < 0:  # of an axis of length 1
+        array = array.copy()
     try:
-        return torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C", "W"]))
+        return torch.from_numpy(array)
     except TypeError as error:
         raise ValueError(f"An array of type {array.dtype} is not accepted: pass integers or floats.") from error
 
@@ -486,7 +489,7 @@ class _CATSegImageProcessing:
                     f"{size}: pass maps of the size of their images."
                 )
             # frac() is not 0 for NaN and infinity either.
-            if label.is_floating_point() and (label.frac() != 0).any():
+            if label.is_floating_point() and (label.double().frac() != 0).any():
                 raise ValueError(
                     f"Segmentation map {index} holds values that are not whole numbers, but class indices are "
                     "accepted only: pass integers."

@@ -154,15 +154,10 @@ def check_image_processing(value: tuple[Any, Any, dict[str, Any]]):
         side = arguments.get("window_image_size", 53) if windows else arguments.get("image_size", 32)
         assert pixels.shape == (3, side, side) and ("global_pixel_values" in data) == windows
     else:
-        assert pixels[0].numel() in (_num_pixels(image), np.size(image))
+        numel = image.width * image.height if isinstance(image, Image.Image) else int(np.prod(image.shape))
+        assert numel % pixels[0].numel() == 0
     if segmentation_map is not None:
         assert data["labels"].shape == (1, *pixels.shape[1:]) and data["labels"].dtype == torch.int64
-
-
-def _num_pixels(image: Any) -> int:
-    if isinstance(image, Image.Image):
-        return image.width * image.height
-    return int(np.prod(image.shape)) // next((n for n in image.shape if n in (1, 3, 4)), 1)
 
 
 def check_post_processing(value: tuple[torch.Tensor, Any]):
