@@ -27,6 +27,8 @@ class LargeImages(Dataset):
 
 def load(workers: Connection):
     """Tells the ids of its workers, and then does nothing."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # runners of tests may ignore them
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     batches = load_batches(LargeImages(), ALONE, batch_size=1, num_workers=2)
     next(batches)
     workers.send([worker.pid for worker in multiprocessing.active_children()])
