@@ -28,7 +28,8 @@ class _Reads(TorchFunctionMode):
 class HostWaits(TorchDispatchMode):
     """
     Records, while it is entered, every operator whose result the host needs: numbers that are read, shapes that depend
-    on values, comparisons of tensors, masks as indices and copies between devices.
+    on values, comparisons of tensors, masks as indices and copies between devices. Lines that ask first whether a
+    tensor is on the host (`is_here`) are left out.
 
     Attributes:
         waits (`list[str]`): One line for each: the operator and the line of code that called it.
@@ -50,7 +51,9 @@ class HostWaits(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         if _waits(function, args, kwargs):
-            self.waits.append(_caller(function.name()))
+            caller = _caller(function.name())
+            if "if is_here and" not in caller:
+                self.waits.append(caller)
         return function(*args, **kwargs)
 
 
