@@ -196,11 +196,16 @@ def _open_pil(image: Image.Image, index: int) -> np.ndarray:
         return np.rint(pixels * 255 if pixels.max() <= 1 else pixels).astype(np.int64)
     if image.mode == "I" or image.mode.startswith("I;16"):
         return np.array(image)
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    elif image.mode == "La":
-        image = image.convert("LA")
-    return np.array(image.convert("RGB"))
+    try:
+        if image.mode == "P" and "transparency" in image.info:
+            image = image.convert("RGBA")
+        elif image.mode == "La":
+            image = image.convert("LA")
+        return np.array(image.convert("RGB"))
+    except TypeError as error:
+        raise ValueError(
+            f"Image {index} of mode {image.mode!r} cannot be made RGB ({error}): leave out its `info['transparency']`."
+        ) from error
 
 
 def _flatten(images: Any, ndim: int) -> list[Any]:
