@@ -79,7 +79,7 @@ def arrays(draw: st.DrawFn) -> np.ndarray | torch.Tensor:
         kind = draw(st.sampled_from(ARRAY_TYPES))
         integers = np.nan_to_num(numbers).clip(-(2.0**62), 2.0**62).astype(np.int64)
         array = integers.astype(kind) if kind.startswith("datetime") else np.asarray(numbers).astype(kind)
-    layout = draw(st.sampled_from(["C", "Fortran", "reversed", "read-only"]))
+    layout = draw(st.sampled_from(["C", "Fortran", "reversed", "read-only"])) if shape else "C"
     if layout == "Fortran":
         array = np.asfortranarray(array)
     elif layout == "reversed":
