@@ -20,7 +20,7 @@ import torch
 from transformers.utils.logging import disable_progress_bar
 
 from catseg_hf import EMBEDDED_MODEL, OpenVocabularySegmentationPipeline
-from catseg_hf.cli import load_segmenter
+from catseg_hf.loading import load_segmenter
 
 
 TOLERANCE = 0.02

@@ -14,7 +14,15 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor, SegformerConfig
 
-from catseg_hf import CATSegForSemanticSegmentation, OpenVocabularySegmentationPipeline, cli, load_vocabulary
+from catseg_hf import (
+    EMBEDDED_MODEL,
+    CATSegForSemanticSegmentation,
+    OpenVocabularySegmentationPipeline,
+    cli,
+    load_vocabulary,
+    results,
+)
+from catseg_hf.image_files import find_images
 from catseg_hf.visualization import class_color, draw_segmentation
 
 
@@ -160,7 +168,7 @@ def test_many_labels_and_bf16(run, folder, tmp_path):
 )
 def test_label_maps(num_labels, has_gaps, mode, no_class):
     segmentation = torch.arange(-has_gaps, num_labels)[None]
-    label_map, value = cli.draw_label_map(segmentation, num_labels, has_gaps)
+    label_map, value = results.draw_label_map(segmentation, num_labels, has_gaps)
     assert label_map.mode == mode and value == no_class
     values = np.array(label_map)[0].tolist()
     assert values == [no_class] * has_gaps + list(range(num_labels))
@@ -171,9 +179,9 @@ def test_globs_and_repeated_pictures(folder, monkeypatch):
     (folder / "inner").mkdir()
     Image.new("RGB", (4, 4)).save(folder / "inner" / "third.png")
     Image.new("RGB", (4, 4)).save(folder / "odd[1].png")
-    pictures, failures = cli.find_images(["*.png", "first.png", "./first.png", "**/third.png", "odd[1].png"])
+    pictures, failures = find_images(["*.png", "first.png", "./first.png", "**/third.png", "odd[1].png"])
     assert pictures == ["first.png", "odd[1].png", "inner/third.png"] and failures == []
-    pictures, failures = cli.find_images([str(folder)])
+    pictures, failures = find_images([str(folder)])
     assert [Path(picture).name for picture in pictures] == ["first.png", "odd[1].png", "second.JPG"]
     assert failures == []
 
@@ -195,9 +203,9 @@ def test_no_picture_is_overwritten(run, folder, tmp_path):
 
 
 def test_faults_of_the_program_keep_their_traceback(run, folder, monkeypatch):
-    for function in ("find_images", "_choose_labels", "draw_label_map"):
+    for module, function in ((cli, "find_images"), (cli, "_choose_labels"), (results, "draw_label_map")):
         with monkeypatch.context() as patch, pytest.raises(ValueError, match="invalid literal for int"):
-            patch.setattr(cli, function, lambda *arguments: int("oops"))
+            patch.setattr(module, function, lambda *arguments: int("oops"))
             run(folder, labels="cat")
 
 
@@ -262,7 +270,7 @@ def test_without_a_model_the_embedded_one_is_used(tmp_path, capsys):
     assert cli.main(["segment", str(scene), "--labels=grass, water", f"--output={tmp_path}"]) == 0
     printed = capsys.readouterr()
     assert "comes with catseg_hf" in printed.err and "Segmented 1" in printed.out
-    assert json.loads((tmp_path / "summary.json").read_text())["model"] == cli.EMBEDDED_MODEL
+    assert json.loads((tmp_path / "summary.json").read_text())["model"] == EMBEDDED_MODEL
 
 
 def test_a_console_that_cannot_encode_names_and_labels(checkpoint, tmp_path, monkeypatch):

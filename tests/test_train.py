@@ -21,7 +21,7 @@ from transformers import AutoModelForSemanticSegmentation, AutoProcessor, pipeli
 import prepare_coco_stuff
 import train
 from catseg_hf import CATSegForSemanticSegmentation, load_vocabulary
-from catseg_hf.cli import load_segmenter
+from catseg_hf.loading import load_segmenter
 from catseg_training import evaluation
 from catseg_training.metric import MEAN_IOU
 from catseg_training.model import load_checkpoint

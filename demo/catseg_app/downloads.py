@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from catseg_hf import EMBEDDED_MODEL, VOCABULARIES, load_vocabulary
-from catseg_hf.cli import draw_label_map
+from catseg_hf.results import draw_label_map
 from catseg_hf.visualization import draw_segmentation
 
 from .labels import format_labels, parse_labels

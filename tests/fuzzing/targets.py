@@ -28,7 +28,7 @@ from catseg_hf import (
     CATSegProcessor,
     OpenVocabularySegmentationPipeline,
 )
-from catseg_hf.cli import load_segmenter
+from catseg_hf.loading import load_segmenter
 from catseg_hf.pipeline_catseg import read_pixels
 from catseg_hf.processing_catseg import list_labels
 from fuzzing.damage import damaged_bytes, json_values, other_values

@@ -1,0 +1,38 @@
+"""Pipelines of checkpoints, by folder or Hub id."""
+
+import sys
+
+import torch
+from transformers import AutoConfig, pipeline
+
+from . import EMBEDDED_MODEL
+from .errors import UserError, first_line
+from .pipeline_catseg import OpenVocabularySegmentationPipeline
+from .remote_code_catseg import OPEN_VOCABULARY_TASK
+
+
+def load_segmenter(
+    model: str, device: torch.device | None = None, dtype: str = "auto"
+) -> OpenVocabularySegmentationPipeline:
+    """
+    The pipeline of a checkpoint, a folder or a Hub id.
+
+    Raises:
+        UserError: If it cannot be loaded or is not CAT-Seg.
+    """
+    if model == EMBEDDED_MODEL:
+        print(
+            "Using the small model that comes with catseg_hf, which knows 135 words for emoji and textures and "
+            "nothing of photographs: give --model a converted checkpoint for these.",
+            file=sys.stderr,
+        )
+    try:
+        config = AutoConfig.from_pretrained(model)
+    except Exception as error:  # transformers raises all kinds for damaged files
+        raise UserError(f"The model {model!r} could not be loaded: {first_line(error)}.") from error
+    if config.model_type != "catseg":
+        raise UserError(f"The model {model!r} is of type {config.model_type!r}, but a CAT-Seg checkpoint is needed.")
+    try:
+        return pipeline(OPEN_VOCABULARY_TASK, model=model, device=device, dtype=dtype)
+    except Exception as error:
+        raise UserError(f"The model {model!r} could not be loaded: {first_line(error)}.") from error
