@@ -14,7 +14,7 @@ def test_every_input_gives_a_result_or_says_what_is_wrong(target: Target):
         derandomize=True,
         database=None,
         deadline=None,
-        max_examples=20 if target.share < 10 else 60,
+        max_examples=20 if target.share < 80 else 60,
         suppress_health_check=list(HealthCheck),
     )
     @given(value=target.inputs)

@@ -1,6 +1,7 @@
 """Strategies for files that are damaged or of another content."""
 
 import copy
+import json
 from typing import Any
 
 from hypothesis import strategies as st
@@ -64,3 +65,8 @@ def other_values(draw: st.DrawFn, content: Any) -> Any:
         else:
             parent[last] = draw(json_values)
     return content
+
+
+def other_json(data: bytes) -> st.SearchStrategy[bytes]:
+    """A JSON file with other values."""
+    return other_values(json.loads(data)).map(lambda content: json.dumps(content).encode("utf-8", "surrogatepass"))
