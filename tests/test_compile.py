@@ -3,8 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._functorch.aot_autograd import make_boxed_func
 from torch.export import Dim
+
+from host_waits import HostWaits
 
 
 pytestmark = pytest.mark.slow
@@ -105,3 +109,27 @@ def test_export_with_dynamic_batch_and_classes(model):
         for batch_size, num_classes in ((1, 2), (3, 40), (2, 300)):
             other = {**inputs, "pixel_values": pixels(batch_size), "text_embeds": text_embeds(num_classes)}
             torch.testing.assert_close(program.module()(**other).logits, model(**other).logits, rtol=0, atol=1e-4)
+
+
+def test_graphs_without_the_host(model):
+    """What CUDA graphs need: fixed shapes, and nothing that is read from the device or copied to it."""
+    graphs, host = [], HostWaits()
+
+    def record(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]):
+        graphs.append(graph)
+
+        def run(*arguments: torch.Tensor):
+            with host:
+                return graph(*arguments)
+
+        return make_boxed_func(run)
+
+    compiled = torch.compile(model, fullgraph=True, dynamic=False, backend=aot_autograd(fw_compiler=record))
+    image = F.interpolate(pixels(1), size=(640, 640))
+    inputs = {"text_embeds": text_embeds(12), "sliding_window": True, "max_classes_per_image": 8}
+    with torch.no_grad():
+        logits = compiled(image, **inputs).logits
+        torch.testing.assert_close(logits, model(image, **inputs).logits, rtol=0, atol=1e-3)
+    assert len(graphs) == 1 and host.waits == []
+    shapes = [node.meta["val"].shape for node in graphs[0].graph.nodes if hasattr(node.meta.get("val"), "shape")]
+    assert shapes and all(isinstance(side, int) for shape in shapes for side in shape)
