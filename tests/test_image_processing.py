@@ -189,6 +189,14 @@ def test_pil_modes(processor, picture, mode):
     assert torch.equal(pixels, as_chw(picture.convert(via)))
 
 
+@pytest.mark.parametrize("mode", ["P", "L"])
+def test_transparency_that_does_not_fit_the_mode(processor, mode):
+    image = Image.new(mode, (4, 4))
+    image.info["transparency"] = "a"
+    with pytest.raises(ValueError, match=f"Image 0 of mode '{mode}' cannot be made RGB"):
+        processor(images=image)
+
+
 def test_palette_with_transparency_keeps_its_colours(processor, picture, recwarn):
     image = picture.quantize(16)
     image.info["transparency"] = b"\x00\x10"

@@ -23,6 +23,7 @@ from catseg_hf import (
     CATSegModel,
     CATSegProcessor,
 )
+from catseg_hf.loading import load_segmenter
 
 
 PIXELS = torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
@@ -221,3 +222,22 @@ def test_import_is_cheap():
     loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split()
     assert {name.split(".")[0] for name in loaded} <= {"catseg_hf", "transformers"}
     assert not [name for name in loaded if name.startswith("transformers.models.")]
+
+
+@pytest.mark.parametrize(
+    ("saved_as", "has_amx", "asked_for", "loaded_as"),
+    [
+        (torch.bfloat16, True, "auto", torch.bfloat16),
+        (torch.bfloat16, False, "auto", torch.float32),
+        (torch.float16, True, "auto", torch.float32),
+        (torch.float16, False, "float16", torch.float16),
+        (torch.float32, True, "auto", torch.float32),
+    ],
+)
+def test_automatic_type_is_fast_on_cpu(
+    model_with_vocabulary, processor, tmp_path, monkeypatch, saved_as, has_amx, asked_for, loaded_as
+):
+    model_with_vocabulary.to(saved_as).save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx)
+    assert load_segmenter(str(tmp_path), torch.device("cpu"), asked_for).model.dtype == loaded_as

@@ -202,7 +202,7 @@ def _open_pil(image: Image.Image, index: int) -> np.ndarray:
         elif image.mode == "La":
             image = image.convert("LA")
         return np.array(image.convert("RGB"))
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(
             f"Image {index} of mode {image.mode!r} cannot be made RGB ({error}): leave out its `info['transparency']`."
         ) from error

@@ -17,6 +17,12 @@ def load_segmenter(
     """
     The pipeline of a checkpoint, a folder or a Hub id.
 
+    Args:
+        model (`str`): Folder or Hub id.
+        device (`torch.device`, *optional*): Where it runs; by default an accelerator, if any.
+        dtype (`str`, *optional*, defaults to `"auto"`): Type of the weights. `"auto"` is the checkpoint's own, but
+            float32 on a CPU that is slower with that.
+
     Raises:
         UserError: If it cannot be loaded or is not CAT-Seg.
     """
@@ -33,6 +39,13 @@ def load_segmenter(
     if config.model_type != "catseg":
         raise UserError(f"The model {model!r} is of type {config.model_type!r}, but a CAT-Seg checkpoint is needed.")
     try:
-        return pipeline(OPEN_VOCABULARY_TASK, model=model, device=device, dtype=dtype)
+        segmenter = pipeline(OPEN_VOCABULARY_TASK, model=model, device=device, dtype=dtype)
     except Exception as error:
         raise UserError(f"The model {model!r} could not be loaded: {first_line(error)}.") from error
+    if dtype == "auto" and segmenter.device.type == "cpu" and not _is_fast_on_cpu(segmenter.model.dtype):
+        segmenter.model.float()
+    return segmenter
+
+
+def _is_fast_on_cpu(dtype: torch.dtype) -> bool:
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported())
