@@ -15,7 +15,7 @@ from catseg_training.data.examples import EvaluationImages
 from catseg_training.data.sources import load_segmentation_data
 from catseg_training.evaluation import evaluate_model
 from catseg_training.inference import Share, load_batches
-from catseg_training.metric import confusion_matrix
+from catseg_training.metric import load_metric
 from catseg_training.model import load_checkpoint
 from tiny_training import CLASSES, save_checkpoint, write_pairs
 
@@ -51,7 +51,7 @@ def evaluated(loaded, images, accelerator, **options):
 def test_scores(sliding_window, batch_size, loaded, images, accelerator):
     """They are those of one image after the other, segmented as a user does."""
     model, processor = loaded
-    expected = confusion_matrix(NUM_LABELS, 255)
+    expected = load_metric(NUM_LABELS, 255)
     predictions = []
     for index in range(len(images)):
         example = images[index]
@@ -59,11 +59,11 @@ def test_scores(sliding_window, batch_size, loaded, images, accelerator):
         with torch.inference_mode():
             outputs = model.eval()(**inputs, sliding_window=sliding_window)
         (prediction,) = processor.post_process_semantic_segmentation(outputs, [example["label"].shape])
-        expected.update(prediction, example["label"])
+        expected.add(prediction=prediction, reference=example["label"])
         predictions.append(prediction.numpy())
     result = evaluated(loaded, images, accelerator, sliding_window=sliding_window, batch_size=batch_size)
     assert result.num_examples == 5 and result.scores["mean_iou"] > 0
-    for name, value in expected.scores().items():
+    for name, value in expected.compute().items():
         np.testing.assert_allclose(result.scores[name], value, rtol=1e-3, err_msg=name)
     assert [example["name"] for example in result.examples] == [images[index]["name"] for index in range(4)]
     for example, prediction in zip(result.examples, predictions, strict=False):
@@ -99,4 +99,4 @@ def test_another_package_called_metrics(monkeypatch):
         spec = spec_from_file_location(module.__name__, module.__file__)
         again = module_from_spec(spec)
         spec.loader.exec_module(again)
-    assert again.confusion_matrix(2, 255).scores()["per_category_iou"].shape == (2,)
+    assert again.load_metric(2, 255).confusion_matrix().shape == (2, 2)

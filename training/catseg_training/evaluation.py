@@ -15,7 +15,7 @@ from catseg_hf import CATSegProcessor
 
 from .data.examples import EvaluationImages
 from .inference import Share, segment_images
-from .metric import confusion_matrix
+from .metric import load_metric
 from .views import Views
 
 
@@ -41,17 +41,18 @@ class SummedConfusionMatrix:
     """This project's metric: each process counts its own images, and the counts are added."""
 
     def __init__(self, num_labels: int, ignore_index: int, accelerator: Accelerator):
-        self.counts = confusion_matrix(num_labels, ignore_index)
+        self.metric = load_metric(num_labels, ignore_index)
         self.accelerator = accelerator
 
     def update(self, prediction: np.ndarray, label: np.ndarray):
-        self.counts.update(prediction, label)
+        self.metric.add(prediction=prediction, reference=label)
 
     def scores(self) -> dict[str, Any]:
+        matrix = self.metric.confusion_matrix()
         if self.accelerator.num_processes > 1:
-            matrix = torch.from_numpy(self.counts.matrix).to(self.accelerator.device)
-            self.counts.matrix = self.accelerator.reduce(matrix, reduction="sum").cpu().numpy()
-        return self.counts.scores()
+            counts = torch.from_numpy(matrix).to(self.accelerator.device)
+            matrix = self.accelerator.reduce(counts, reduction="sum").cpu().numpy()
+        return self.metric.scores(matrix)
 
 
 class HubMeanIou:

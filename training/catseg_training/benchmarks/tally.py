@@ -12,7 +12,7 @@ import numpy as np
 from catseg_hf.errors import UserError
 from catseg_hf.files import replaced_file
 
-from ..metric import confusion_matrix
+from ..metric import load_metric
 from .description import Benchmark
 
 
@@ -40,6 +40,7 @@ class Tally:
         self.part_seconds = part_seconds
         self.rows: list[dict[str, Any]] = []
         self.matrix = self._nothing()
+        self._metric = load_metric(len(benchmark.class_names), benchmark.ignore_index)
         self._begin_part()
 
     def _nothing(self) -> np.ndarray:
@@ -117,22 +118,22 @@ class Tally:
     def add(self, example: dict[str, Any]):
         """Counts an example: `index`, `name`, and `label` and `prediction` (H, W) or else `problem`."""
         row = {"index": example["index"], "name": example["name"]}
-        counts = confusion_matrix(len(self.benchmark.class_names), self.benchmark.ignore_index)
         problem = example.get("problem")
         if problem is None:
             try:
-                counts.update(example["prediction"], example["label"])
+                self._metric.add(prediction=example["prediction"], reference=example["label"])
             except ValueError as error:
                 problem = f"The prediction for {example['name']} cannot be scored: {error}"
         if problem is not None:
             self._new_rows.append(row | {"problem": problem})
             return
-        scores = {name: value for name, value in counts.scores().items() if isinstance(value, float)}
+        matrix = self._metric.confusion_matrix()
+        scores = {name: value for name, value in self._metric.compute().items() if isinstance(value, float)}
         height, width = example["label"].shape
-        num_pixels = int(counts.matrix.sum())
+        num_pixels = int(matrix.sum())
         self._new_rows.append(row | {"height": height, "width": width, "num_pixels": num_pixels} | scores)
-        self._new_matrix += counts.matrix
-        self.matrix += counts.matrix
+        self._new_matrix += matrix
+        self.matrix += matrix
 
     def write_part(self, at_once: bool = False):
         """Writes what was added since the last part, if enough time has passed or `at_once`."""
@@ -148,9 +149,7 @@ class Tally:
 
     def scores(self) -> dict[str, Any]:
         """The metric's scores of everything that was loaded and added."""
-        counts = confusion_matrix(len(self.benchmark.class_names), self.benchmark.ignore_index)
-        counts.matrix = self.matrix
-        return counts.scores()
+        return self._metric.scores(self.matrix)
 
 
 def _read_part(path: Path) -> tuple[list[dict[str, Any]], np.ndarray] | None:
