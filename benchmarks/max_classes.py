@@ -19,7 +19,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from catseg_hf import EMBEDDED_MODEL, CATSegForSemanticSegmentation, CATSegProcessor, load_vocabulary
-from catseg_training.metric import confusion_matrix
+from catseg_training.metric import load_metric
 from catseg_training.world.evaluation import read_scenes
 from catseg_training.world.folders import NO_CLASS
 from catseg_training.world.words import classes, seen_words
@@ -58,12 +58,12 @@ def scene_rows(num_scenes: int) -> list[dict]:
     for vocabulary in (classes(), [*classes(), *others][:LARGE_VOCABULARY]):
         text_embeds = model.get_text_embeds(processor(text=list(vocabulary)).input_ids)
         for limit in SCENE_LIMITS:
-            matrix = confusion_matrix(len(vocabulary), NO_CLASS)
+            metric = load_metric(len(vocabulary), NO_CLASS)
             options = {"text_embeds": text_embeds, "sliding_window": False, "max_classes_per_image": limit}
             for pixel_values, label in zip(tqdm(views, unit="scene"), labels, strict=True):
                 logits = F.interpolate(model(pixel_values, **options).logits, size=label.shape, mode="bilinear")
-                matrix.update(logits[0].argmax(dim=0), label)
-            ious = matrix.scores()["per_category_iou"][: len(classes())]
+                metric.add(prediction=logits[0].argmax(dim=0), reference=label)
+            ious = metric.compute()["per_category_iou"][: len(classes())]
             row = {"classes": len(vocabulary), "max_classes_per_image": limit}
             rows.append({**row, "seen": np.nanmean(ious[is_seen]), "unseen": np.nanmean(ious[~is_seen])})
     return rows
