@@ -9,7 +9,7 @@ from transformers import AutoModelForSemanticSegmentation, AutoProcessor
 
 from catseg_hf.errors import UserError
 from catseg_hf.files import built_aside, replaced_file
-from catseg_hf.image_files import choose_name
+from catseg_hf.image_files import choose_names
 from catseg_hf.remote_code_catseg import AUTO_MAP
 from catseg_training.benchmarks.description import Benchmark, read_description
 from catseg_training.benchmarks.files import find_files
@@ -48,7 +48,8 @@ def replace(path: Path, content: bytes):
 )
 def test_results_of_images_lie_in_the_output_folder(source, tmp_path):
     output = tmp_path / "output"
-    path = output / f"{choose_name(source, output, set(), set())}_overlay.png"
+    (name,) = choose_names([source], output)
+    path = output / f"{name}_overlay.png"
     with replaced_file(path) as file:
         file.write_bytes(b"")
     assert path.resolve().parent == output and sorted(tmp_path.rglob("*")) == [output, path]

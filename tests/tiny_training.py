@@ -129,13 +129,13 @@ class TrainingDriver:
 
         Args:
             arguments: Its command line.
-            options: `script`, "train" or "evaluate_benchmarks"; `world_size`, the number of processes; `killed_at`,
-                before which change of the file system, counted from 1, it is killed; `killed_after`, in how many
-                seconds; `terminated`, whether it and its workers get SIGTERM then.
+            options: `script`, "train", "evaluate_benchmarks" or "catseg-hf"; `world_size`, the number of processes;
+                `killed_at`, before which change of the file system, counted from 1, it is killed; `killed_after`, in
+                how many seconds; `terminated`, whether it and its workers get SIGTERM then.
 
         Returns:
             `dict`: `status` of every process (negative: killed by that signal), `seconds`, `changes` (how many changes
-            there were), and `stderr`.
+            there were), `stdout` and `stderr`.
         """
         job = {"arguments": [str(argument) for argument in arguments], **options}
         self._process.stdin.write(json.dumps(job) + "\n")

@@ -17,9 +17,10 @@ import matplotlib.pyplot  # noqa: E402, F401  (which train.py loads when it draw
 
 import evaluate_benchmarks  # noqa: E402
 import train  # noqa: E402
+from catseg_hf import cli  # noqa: E402
 
 
-SCRIPTS = {"train": train, "evaluate_benchmarks": evaluate_benchmarks}
+SCRIPTS = {"train": train, "evaluate_benchmarks": evaluate_benchmarks, "catseg-hf": cli}
 CHANGES = {"os.mkdir", "os.rename", "os.remove", "os.rmdir", "shutil.copyfile", "shutil.rmtree"}
 
 
@@ -28,10 +29,10 @@ def is_change(event: str, arguments: tuple) -> bool:
     return event in CHANGES or bool(opens_to_write)
 
 
-def child(job: dict, rank: int, port: int, report: int, errors: int):
+def child(job: dict, rank: int, port: int, report: int, output: int, errors: int):
     """One process of a run; never returns."""
     os.setpgid(0, 0)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    os.dup2(output, 1)
     os.dup2(errors, 2)
     world_size = job.get("world_size", 1)
     if world_size > 1:
@@ -50,23 +51,25 @@ def child(job: dict, rank: int, port: int, report: int, errors: int):
     status = 70
     try:
         status = SCRIPTS[job.get("script", "train")].main(job["arguments"])
+        sys.stdout.flush()
     finally:
         os.write(report, f"{count}\n".encode())
         os._exit(status)
 
 
 def run(job: dict) -> dict:
-    job["output_dir"] = job["arguments"][job["arguments"].index("--output_dir") + 1]
+    option = "--output" if job.get("script") == "catseg-hf" else "--output_dir"
+    job["output_dir"] = job["arguments"][job["arguments"].index(option) + 1]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     reader, report = os.pipe()
-    errors = tempfile.TemporaryFile()
+    output, errors = tempfile.TemporaryFile(), tempfile.TemporaryFile()
     start = time.monotonic()
     children = []
     for rank in range(job.get("world_size", 1)):
         if (process := os.fork()) == 0:
-            child(job, rank, port, report, errors.fileno())
+            child(job, rank, port, report, output.fileno(), errors.fileno())
         children.append(process)
     if "killed_after" in job:
         # Children are waited for afterwards only, so that no other process can be hit.
@@ -80,9 +83,11 @@ def run(job: dict) -> dict:
     os.close(report)
     with os.fdopen(reader) as counts:
         changes = [int(line) for line in counts]
-    errors.seek(0)
-    text = errors.read().decode()
-    return {"status": status, "seconds": time.monotonic() - start, "changes": max(changes, default=0), "stderr": text}
+    printed = {}
+    for name, file in (("stdout", output), ("stderr", errors)):
+        file.seek(0)
+        printed[name] = file.read().decode()
+    return {"status": status, "seconds": time.monotonic() - start, "changes": max(changes, default=0), **printed}
 
 
 for line in sys.stdin:

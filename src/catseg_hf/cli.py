@@ -8,7 +8,9 @@ import argparse
 import json
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -19,9 +21,11 @@ from .files import replaced_file
 from .image_files import find_images
 from .loading import load_segmenter
 from .mask_generation import load_mask_generator
+from .origins import describe_settings
 from .pipeline_catseg import OpenVocabularySegmentationPipeline, split_labels
+from .processes import join_processes, own_accelerator, speaks_for_all
 from .results import list_largest
-from .segment_files import segment_files
+from .segment_files import FileSegmenter
 from .video import DEFAULT_SMOOTHING, DamagedVideoError, legend_path, segment_video
 from .video_io import FORMATS, VideoReader, check_video_output
 from .vocabularies import VOCABULARIES, load_vocabulary
@@ -37,7 +41,8 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return arguments.command(arguments)
     except UserError as error:
-        print(f"catseg-hf: error: {error}", file=sys.stderr)
+        if speaks_for_all():
+            print(f"catseg-hf: error: {error}", file=sys.stderr)
         return 2
 
 
@@ -59,6 +64,11 @@ def build_parser() -> argparse.ArgumentParser:
         "--sam", metavar="MODEL", help="folder or Hub id of a Segment Anything model, whose masks the classes follow"
     )
     segment.add_argument("--batch_size", type=_positive, default=1, help="images at a time (default: 1)")
+    segment.add_argument(
+        "--resume",
+        action="store_true",
+        help="leave out images whose results an earlier run with the same settings has written",
+    )
     segment.add_argument(
         "--max_image_pixels",
         type=_positive,
@@ -108,41 +118,41 @@ def _add_model_options(command: argparse.ArgumentParser):
 
 
 def segment_images(arguments: argparse.Namespace) -> int:
-    """The command `segment`."""
+    """The command `segment`, in one of the processes that share the images or alone."""
     if arguments.max_image_pixels is not None:
         Image.MAX_IMAGE_PIXELS = -(-arguments.max_image_pixels // 2)  # Pillow refuses more than twice as many
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-    images, failures = find_images(arguments.images)
-    if images:
-        if arguments.output.exists() and not arguments.output.is_dir():
-            raise UserError(f"The output {str(arguments.output)!r} is a file, but a folder is needed.")
-        segmenter = load_segmenter(arguments.model, arguments.device, arguments.dtype)
-        labels = _choose_labels(segmenter, arguments)
-        mask_generator = load_mask_generator(arguments.sam, arguments.device) if arguments.sam else None
-        records, unreadable = segment_files(
-            segmenter,
-            images,
-            arguments.output,
-            labels,
-            own_vocabulary=arguments.labels is None and arguments.vocabulary is None,
-            threshold=arguments.threshold,
-            mask_generator=mask_generator,
-            batch_size=arguments.batch_size,
-        )
-        failures += unreadable
-        summary = {
-            "model": arguments.model,
-            "sam": arguments.sam,
-            "labels": labels,
-            "threshold": arguments.threshold,
-            "images": records,
-            "unreadable": [{"image": image, "error": error} for image, error in failures],
-        }
-        with replaced_file(arguments.output / "summary.json") as file:
-            file.write_text(json.dumps(summary, indent=2) + "\n")
-        print(f"Segmented {len(records)} image{'s' * (len(records) != 1)} into {arguments.output}")
-    for _, error in failures:
-        print(f"catseg-hf: {error}", file=sys.stderr)
+    with join_processes() as processes:
+        images, failures = processes.first(lambda: find_images(arguments.images))
+        if images:
+            segmenter, labels, mask_generator = processes.each(lambda: _load(arguments))
+            dtype = str(segmenter.model.dtype)
+            settings = processes.first(
+                lambda: describe_settings(arguments.model, arguments.sam, labels, arguments.threshold, dtype)
+            )
+            job = FileSegmenter(
+                segmenter,
+                images,
+                arguments.output,
+                labels,
+                settings,
+                own_vocabulary=arguments.labels is None and arguments.vocabulary is None,
+                threshold=arguments.threshold,
+                mask_generator=mask_generator,
+                batch_size=arguments.batch_size,
+            )
+            records, unreadable = job.run(processes, arguments.resume)
+            failures += unreadable
+            summary = {
+                "model": arguments.model,
+                "sam": arguments.sam,
+                "labels": labels,
+                "threshold": arguments.threshold,
+                "images": records,
+                "unreadable": [{"image": image, "error": error} for image, error in failures],
+            }
+            processes.first(lambda: _write_summary(arguments.output, summary))
+        processes.first(lambda: [print(f"catseg-hf: {error}", file=sys.stderr) for _, error in failures])
     return 1 if failures else 0
 
 
@@ -151,7 +161,7 @@ def segment_clip(arguments: argparse.Namespace) -> int:
     try:
         check_video_output(arguments.output)
         with VideoReader(arguments.video) as video:
-            segmenter = load_segmenter(arguments.model, arguments.device, arguments.dtype)
+            segmenter = _load_segmenter(arguments.model, arguments.device, arguments.dtype)
             labels = _choose_labels(segmenter, arguments)
             summary = segment_video(
                 segmenter,
@@ -173,6 +183,35 @@ def segment_clip(arguments: argparse.Namespace) -> int:
         f"with the colours of the classes in {legend_path(arguments.output)}"
     )
     return 0
+
+
+def _write_summary(output: Path, summary: dict[str, Any]):
+    with replaced_file(output / "summary.json") as file:
+        file.write_text(json.dumps(summary, indent=2) + "\n")
+    count = len(summary["images"])
+    print(f"Segmented {count} image{'s' * (count != 1)} into {output}")
+
+
+def _load(
+    arguments: argparse.Namespace,
+) -> tuple[OpenVocabularySegmentationPipeline, list[str], Callable[[Image.Image], Any] | None]:
+    """The model, the classes, and what makes masks for them to follow, if anything does."""
+    if arguments.output.exists() and not arguments.output.is_dir():
+        raise UserError(f"The output {str(arguments.output)!r} is a file, but a folder is needed.")
+    device = arguments.device or own_accelerator()
+    segmenter = _load_segmenter(arguments.model, device, arguments.dtype)
+    labels = _choose_labels(segmenter, arguments)
+    return segmenter, labels, load_mask_generator(arguments.sam, device) if arguments.sam else None
+
+
+def _load_segmenter(model: str, device: torch.device | None, dtype: str) -> OpenVocabularySegmentationPipeline:
+    if model == EMBEDDED_MODEL and speaks_for_all():
+        print(
+            "Using the small model that comes with catseg_hf, which knows 135 words for emoji and textures and "
+            "nothing of photographs: give --model a converted checkpoint for these.",
+            file=sys.stderr,
+        )
+    return load_segmenter(model, device, dtype)
 
 
 def _choose_labels(segmenter: OpenVocabularySegmentationPipeline, arguments: argparse.Namespace) -> list[str]:

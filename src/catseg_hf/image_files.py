@@ -1,13 +1,15 @@
 """Finds the images that arguments of the command line stand for, and names their results."""
 
 import os
+from collections.abc import Iterator
 from glob import glob, has_magic
+from itertools import count
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 from PIL import Image
 
-from .results import is_result
+from .results import KINDS, is_result
 
 
 MAX_STEM_BYTES = 200  # file systems take names of 255 with what is added to them
@@ -21,7 +23,7 @@ def find_images(arguments: list[str]) -> tuple[list[str], list[tuple[str, str]]]
     extensions = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}
     images, failures = {}, []
     for argument in arguments:
-        if argument.startswith(("http://", "https://")):
+        if is_url(argument):
             found = [argument]
         elif os.path.isdir(argument):
             try:
@@ -46,22 +48,43 @@ def find_images(arguments: list[str]) -> tuple[list[str], list[tuple[str, str]]]
     return list(images.values()), failures
 
 
-def choose_name(source: str, output: Path, names: set[str], inputs: set[str]) -> str:
-    """A stem that is new among `names` (and is added to them) and under which no image of `inputs` is replaced."""
-    is_url = source.startswith(("http://", "https://"))
-    stem = Path(unquote(urlparse(source).path) if is_url else source).stem or "image"
+def choose_names(images: list[str], output: Path) -> list[str]:
+    """
+    For every image the stem under which its results lie in the folder `output`: each another, whatever the case of its
+    letters, and none that would replace an image.
+    """
+    inputs, taken, candidates = {identity(image) for image in images}, set(), {}
+
+    def is_free(name: str) -> bool:
+        paths = (str(output / f"{name}_{kind}.png") for kind in KINDS)
+        return name.casefold() not in taken and not any(identity(path) in inputs for path in paths)
+
+    names = []
+    for image in images:
+        stem = _stem(image)
+        names.append(next(filter(is_free, candidates.setdefault(stem, _numbered(stem)))))
+        taken.add(names[-1].casefold())
+    return names
+
+
+def _stem(image: str) -> str:
+    stem = Path(unquote(urlparse(image).path) if is_url(image) else image).stem or "image"
     stem = stem.replace("\0", "")
     if len(os.fsencode(stem)) > MAX_STEM_BYTES:
         stem = os.fsencode(stem)[:MAX_STEM_BYTES].decode(errors="ignore")
-    name, number = stem, 1
-    while name.casefold() in names or any(
-        identity(str(output / f"{name}_{kind}.png")) in inputs for kind in ("overlay", "labels")
-    ):
-        number += 1
-        name = f"{stem}_{number}"
-    names.add(name.casefold())
-    return name
+    return stem
+
+
+def _numbered(stem: str) -> Iterator[str]:
+    yield stem
+    for number in count(2):
+        yield f"{stem}_{number}"
 
 
 def identity(source: str) -> str:
-    return source if source.startswith(("http://", "https://")) else os.path.realpath(source)
+    """What tells whether two arguments mean the same image."""
+    return source if is_url(source) else os.path.realpath(source)
+
+
+def is_url(source: str) -> bool:
+    return source.startswith(("http://", "https://"))

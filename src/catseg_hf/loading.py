@@ -1,11 +1,8 @@
 """Pipelines of checkpoints, by folder or Hub id."""
 
-import sys
-
 import torch
 from transformers import AutoConfig, pipeline
 
-from . import EMBEDDED_MODEL
 from .errors import UserError, first_line
 from .pipeline_catseg import OpenVocabularySegmentationPipeline
 from .remote_code_catseg import OPEN_VOCABULARY_TASK
@@ -26,12 +23,6 @@ def load_segmenter(
     Raises:
         UserError: If it cannot be loaded or is not CAT-Seg.
     """
-    if model == EMBEDDED_MODEL:
-        print(
-            "Using the small model that comes with catseg_hf, which knows 135 words for emoji and textures and "
-            "nothing of photographs: give --model a converted checkpoint for these.",
-            file=sys.stderr,
-        )
     try:
         config = AutoConfig.from_pretrained(model)
     except Exception as error:  # transformers raises all kinds for damaged files

@@ -1,5 +1,6 @@
-"""What is written for an image: its label map, its overlay, and what the summary says of it."""
+"""What is written for an image, its label map and its overlay, and whether it is there already."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,34 +8,97 @@ import numpy as np
 import torch
 from PIL import Image, PngImagePlugin
 
+from .errors import UserError
 from .files import replaced_file
 from .visualization import area_shares, class_color, draw_segmentation
 
 
 LARGEST_CLASSES = 5
+KINDS = ("overlay", "labels")
+ORIGIN_KEY = "catseg-hf origin"
 RESULT_MARK = "catseg-hf segment"  # in every result, which is thereby known from other images
 
 
 def write_result(
-    path: Path, image: Image.Image, result: dict[str, Any], labels: list[str], has_gaps: bool
+    path: Path, image: Image.Image, result: dict[str, Any], labels: list[str], has_gaps: bool, origin: dict[str, Any]
 ) -> dict[str, Any]:
-    """Writes both images of one result under the stem `path` and returns what the summary says of it."""
+    """
+    Writes both images of one result.
+
+    Args:
+        path (`Path`): Their folder and stem.
+        image (`PIL.Image.Image`): What was segmented.
+        result (`dict`): Its `segmentation` and `segments`, as the pipeline returns them.
+        labels (`list[str]`): All classes.
+        has_gaps (`bool`): Whether pixels may be of no class.
+        origin (`dict`): `settings` and `input`, digests of what the result comes from, which go into both files.
+
+    Returns:
+        `dict`: What the summary says of it, which goes into both files as well.
+    """
     label_map, no_class = draw_label_map(result["segmentation"], len(labels), has_gaps)
     drawings = {"overlay": draw_segmentation(image, result["segmentation"], labels), "labels": label_map}
-    files = {}
-    for kind, drawing in drawings.items():
-        target = path.with_name(f"{path.name}_{kind}.png")
-        mark = PngImagePlugin.PngInfo()
-        mark.add_text("Software", RESULT_MARK)
-        with replaced_file(target) as file:
-            drawing.save(file, format="PNG", pnginfo=mark)
-        files[kind] = target.name
     shares = {index: share for index, share in area_shares(result["segmentation"]).items() if index >= 0}
     segments = [
         {"index": index, "label": segment["label"], "area": round(share, 6), "score": round(segment["score"], 6)}
         for segment, (index, share) in zip(result["segments"], shares.items(), strict=True)
     ]
-    return {"width": image.width, "height": image.height, **files, "no_class": no_class, "segments": segments}
+    files = _files(path)
+    record = {
+        "width": image.width,
+        "height": image.height,
+        **{kind: file.name for kind, file in files.items()},
+        "no_class": no_class,
+        "segments": segments,
+    }
+    information = PngImagePlugin.PngInfo()
+    information.add_text("Software", RESULT_MARK)
+    information.add_text(ORIGIN_KEY, json.dumps({**origin, "record": record}))
+    for kind, drawing in drawings.items():
+        with replaced_file(files[kind]) as file:
+            drawing.save(file, format="PNG", pnginfo=information)
+    return record
+
+
+def read_result(path: Path, origin: dict[str, Any]) -> dict[str, Any] | None:
+    """
+    Looks for a result that needs not be made again.
+
+    Args:
+        path (`Path`), origin (`dict`): As for [`write_result`].
+
+    Returns:
+        What [`write_result`] returned, or `None` if there is no complete result of this input.
+
+    Raises:
+        UserError: If it was made with other settings.
+    """
+    written = [_read_origin(file) for file in _files(path).values()]
+    for found in filter(None, written):
+        settings = found["settings"]
+        if differences := [name for name, value in origin["settings"].items() if settings.get(name) != value]:
+            raise UserError(
+                f"{path.parent} holds results with another {', '.join(differences)}, {path.name} among them: repeat "
+                "what they were made with, or name another --output."
+            )
+    is_complete = all(found == written[0] for found in written)
+    if is_complete and written[0] is not None and written[0]["input"] == origin["input"]:
+        return written[0]["record"]
+    return None
+
+
+def _files(path: Path) -> dict[str, Path]:
+    return {kind: path.with_name(f"{path.name}_{kind}.png") for kind in KINDS}
+
+
+def _read_origin(path: Path) -> dict[str, Any] | None:
+    """What [`write_result`] wrote into a file beside its pixels, if that is what it is."""
+    try:
+        with Image.open(path) as image:
+            origin = json.loads(image.info[ORIGIN_KEY])
+            return {name: origin[name] for name in ("settings", "input", "record")}
+    except Exception:  # there is none, or it is of an older version or damaged
+        return None
 
 
 def draw_label_map(segmentation: torch.Tensor, num_labels: int, has_gaps: bool) -> tuple[Image.Image, int | None]:
@@ -52,8 +116,9 @@ def draw_label_map(segmentation: torch.Tensor, num_labels: int, has_gaps: bool) 
     """
     few = num_labels + has_gaps <= 256
     no_class = 255 if few else 65535
-    pixels = segmentation.masked_fill(segmentation < 0, no_class).numpy()
-    label_map = Image.fromarray(pixels.astype(np.uint8 if few else np.uint16))
+    classes = segmentation.numpy()
+    pixels = np.where(classes < 0, no_class, classes).astype(np.uint8 if few else np.uint16)
+    label_map = Image.fromarray(pixels)
     if few:
         colors = [class_color(index) for index in range(num_labels)] + [(0, 0, 0)] * (256 - num_labels)
         label_map.putpalette([channel for color in colors for channel in color])
@@ -70,7 +135,7 @@ def list_largest(shares: dict[str, float]) -> str:
 
 def is_result(path: str) -> bool:
     """Whether a file was written by this command."""
-    if not path.endswith(("_overlay.png", "_labels.png")):
+    if not path.endswith(tuple(f"_{kind}.png" for kind in KINDS)):
         return False
     try:
         with Image.open(path) as image:
