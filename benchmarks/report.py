@@ -38,7 +38,11 @@ CASES = {
 
 
 # Results that are no comparison with the literal model: script and options.
-MEASUREMENTS = {"data_loading": ("data_loading.py", []), "mean_iou": ("mean_iou.py", [])}
+MEASUREMENTS = {
+    "data_loading": ("data_loading.py", []),
+    "large_jobs": ("large_jobs.py", []),
+    "mean_iou": ("mean_iou.py", []),
+}
 
 
 def run(script: str, options: list[str], result: str):
@@ -70,10 +74,14 @@ def table() -> str:
             )
         lines.append("")
     loading, metric = results["data_loading"]["crops_per_second_by_workers"], results["mean_iou"]
+    jobs = results["large_jobs"]["images_per_second"]
     lines += [
-        "| training data and metric | |",
+        "| training data, large jobs and metric | |",
         "|---|---|",
         f"| training crops from 640 x 480 JPEGs, 2 workers | {loading['2']:.0f} a second |",
+        f"| embedded model on files, one step after the other | {jobs['sequential']:.1f} images a second |",
+        f"| the same with `catseg-hf segment` | {jobs['overlapping']:.1f} images a second |",
+        f"| the same in 2 processes | {jobs['2 processes']:.1f} images a second |",
         f"| mean IoU of {metric['images']} images, {metric['classes']} classes | {metric['seconds']:.2f} s |",
         f"| the same from lists of label maps | {metric['reference_seconds']:.2f} s |",
     ]
