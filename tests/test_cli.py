@@ -4,6 +4,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -233,6 +234,23 @@ def test_another_model_is_refused(run, folder, tmp_path):
     assert code == 2 and "is of type 'segformer', but a CAT-Seg checkpoint is needed" in printed.err
     code, printed, _ = run(folder, labels="cat", model=folder)
     assert code == 2 and "could not be loaded" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("model.safetensors", b"", "The weights of .* are truncated, damaged or refused"),
+        ("config.json", b"[]", r"holds \[\], not a JSON object"),
+        # It is not asked whether to run the code of a checkpoint that is refused anyway.
+        ("config.json", b'{"model_type": "other", "auto_map": {"AutoConfig": "a.B"}}', "is of type 'other'"),
+    ],
+    ids=["weights", "no settings", "other code"],
+)
+def test_damaged_checkpoints(run, folder, tmp_path, name, content, message):
+    checkpoint = shutil.copytree(EMBEDDED_MODEL, tmp_path / "checkpoint")
+    (checkpoint / name).write_bytes(content)
+    code, printed, _ = run(folder, labels="cat", model=checkpoint)
+    assert code == 2 and re.search(message, printed.err)
 
 
 def test_output_that_is_a_file(run, folder):

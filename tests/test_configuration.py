@@ -1,3 +1,5 @@
+import re
+
 import pytest
 from huggingface_hub.errors import StrictDataclassError
 from transformers import CLIPConfig
@@ -107,3 +109,10 @@ def test_misspelt_field():
     with pytest.raises(TypeError, match="'slidng_window': did you mean 'sliding_window'"):
         CATSegConfig(slidng_window=False)
     assert CATSegConfig(of_a_later_release=1).of_a_later_release == 1
+
+
+@pytest.mark.parametrize("content", ["[]", "null", '"catseg"', "3"])
+def test_a_file_that_holds_no_settings(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(OSError, match=f"config.json' holds {re.escape(content)}, not a JSON object"):
+        CATSegConfig.from_pretrained(tmp_path)

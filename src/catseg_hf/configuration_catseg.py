@@ -1,6 +1,8 @@
 """Configuration of CAT-Seg (Cho et al., "CAT-Seg: Cost Aggregation for Open-Vocabulary Semantic Segmentation", CVPR
 2024)."""
 
+import json
+import os
 from copy import deepcopy
 from typing import Any, Literal
 
@@ -198,6 +200,16 @@ class CATSegConfig(PreTrainedConfig):
                 f"The configuration has a value of the wrong type or lacks one ({type(error).__name__}: "
                 f"{first_line(error)}): compare it with that of another CAT-Seg checkpoint."
             ) from error
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
+        content = super()._dict_from_json_file(json_file)
+        if not isinstance(content, dict):
+            raise OSError(
+                f"The configuration file {str(json_file)!r} holds {json.dumps(content):.50}, not a JSON object: "
+                "compare it with that of another CAT-Seg checkpoint."
+            )
+        return content
 
     def to_dict(self) -> dict[str, Any]:
         return {**super().to_dict(), "auto_map": deepcopy(AUTO_MAP), "custom_pipelines": deepcopy(CUSTOM_PIPELINES)}

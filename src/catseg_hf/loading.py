@@ -1,10 +1,13 @@
 """Pipelines of checkpoints, by folder or Hub id."""
 
 import torch
-from transformers import AutoConfig, pipeline
+from transformers import pipeline
 
+from .configuration_catseg import CATSegConfig
 from .errors import UserError, first_line
+from .modeling_catseg import CATSegForSemanticSegmentation
 from .pipeline_catseg import OpenVocabularySegmentationPipeline
+from .processing_catseg import CATSegProcessor
 from .remote_code_catseg import OPEN_VOCABULARY_TASK
 
 
@@ -24,13 +27,20 @@ def load_segmenter(
         UserError: If it cannot be loaded or is not CAT-Seg.
     """
     try:
-        config = AutoConfig.from_pretrained(model)
+        config, _ = CATSegConfig.get_config_dict(model)
     except Exception as error:  # transformers raises all kinds for damaged files
         raise UserError(f"The model {model!r} could not be loaded: {first_line(error)}.") from error
-    if config.model_type != "catseg":
-        raise UserError(f"The model {model!r} is of type {config.model_type!r}, but a CAT-Seg checkpoint is needed.")
+    if not config:
+        raise UserError(f"The model {model!r} could not be loaded: it has no config.json.")
+    if (model_type := config.get("model_type")) != "catseg":
+        raise UserError(f"The model {model!r} is of type {model_type!r}, but a CAT-Seg checkpoint is needed.")
     try:
-        segmenter = pipeline(OPEN_VOCABULARY_TASK, model=model, device=device, dtype=dtype)
+        segmenter = pipeline(
+            OPEN_VOCABULARY_TASK,
+            model=CATSegForSemanticSegmentation.from_pretrained(model, dtype=dtype),
+            processor=CATSegProcessor.from_pretrained(model),
+            device=device,
+        )
     except Exception as error:
         raise UserError(f"The model {model!r} could not be loaded: {first_line(error)}.") from error
     if dtype == "auto" and segmenter.device.type == "cpu" and not _is_fast_on_cpu(segmenter.model.dtype):
