@@ -12,6 +12,7 @@ from catseg_hf.visualization import (
     class_color,
     draw_legend,
     draw_segmentation,
+    legend_text,
     overlay_segmentation,
     plot_segmentation,
 )
@@ -148,6 +149,21 @@ def test_without_matplotlib(monkeypatch):
 def test_overlay_of_another_size_is_refused():
     with pytest.raises(ValueError, match=r"\(40, 61\).*\(40, 60\)"):
         draw_segmentation(Image.new("RGB", (60, 40)), np.zeros((40, 61), dtype=int), ["cat"])
+
+
+@pytest.mark.parametrize(
+    ("label", "shown"),
+    [
+        ("\x1b[31mcat\x07", r"\x1b[31mcat\x07"),
+        ("cat\n\tsofa\r", "cat sofa"),
+        ("\x9b2Jcat\x7f\0", r"\x9b2Jcat\x7f\x00"),
+        ("\u202etac", r"\u202etac"),
+        ("Straße 猫 קטע 👩\u200d👧", "Straße 猫 קטע 👩\u200d👧"),
+    ],
+    ids=["colour", "lines", "control", "direction", "unicode"],
+)
+def test_a_legend_has_no_control_characters(label, shown):
+    assert legend_text(label, 0.5) == f"{shown}  50.0%"
 
 
 def test_classes_without_a_name_are_refused():

@@ -1,5 +1,6 @@
 """What is the user's to mend, and how errors are worded."""
 
+import re
 from collections.abc import Collection, Iterable
 from difflib import get_close_matches
 
@@ -8,6 +9,8 @@ from safetensors import SafetensorError
 
 # What loading a checkpoint raises for files that are missing, damaged or of something else.
 UNREADABLE_CHECKPOINT = (OSError, RuntimeError, KeyError, SafetensorError)
+# What terminals obey instead of showing it, ends of lines, and what turns the direction of writing.
+CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 
 
 class UserError(ValueError):
@@ -22,6 +25,11 @@ def first_line(error: BaseException) -> str:
     """The first line of an error's message without its full stop, or the error's type if it says nothing."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].rstrip(".")
+
+
+def printable(text: str) -> str:
+    """Text that a terminal or a legend shows and never obeys: control characters are escaped as in Python."""
+    return CONTROLS.sub(lambda match: repr(match[0])[1:-1], text)
 
 
 def refuse_misspelt(names: Iterable[str], accepted: Collection[str]):

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from .errors import printable
+
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -195,8 +197,8 @@ def legend_entries(
 
 
 def legend_text(name: str, share: float) -> str:
-    """What a legend says of a class: its name, cut if it is long, and its share of the area, in 0..1."""
-    name = " ".join(name.split())
+    """What a legend says of a class: its name in one line, cut if it is long, and its share of the area, in 0..1."""
+    name = printable(" ".join(name.split()))
     name = name if len(name) <= MAX_NAME_LENGTH else f"{name[: MAX_NAME_LENGTH - 3].rstrip()}..."
     return f"{name}  {share:.1%}" if share >= 0.001 else f"{name}  < 0.1%"
 
