@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from catseg_hf import EMBEDDED_MODEL, OpenVocabularySegmentationPipeline, cli, processes, segment_files
+from catseg_hf.errors import UserError
 from catseg_hf.image_files import choose_names
 
 
@@ -82,25 +83,22 @@ def test_resume_segments_images_that_have_changed(segment, images, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "names"),
+    ("labels", "options", "names"),
     [
-        ({"labels": "water, grass"}, "labels"),
-        ({"labels": "grass", "threshold": 0.5}, "labels, threshold"),
-        ({"model": None}, "model"),
-        ({"dtype": "bfloat16"}, "dtype"),
+        ("water, grass", [], "labels"),
+        ("grass", ["--threshold=0.5"], "labels, threshold"),
+        ("grass, water", ["--model=MODEL"], "model"),
+        ("grass, water", ["--dtype=bfloat16"], "dtype"),
     ],
 )
-def test_resume_refuses_other_settings(segment, tmp_path, options, names):
+def test_resume_refuses_other_settings(segment, tmp_path, monkeypatch, labels, options, names):
     segment()
     before = contents(tmp_path / "output")
-    if "model" in options:
-        copy = tmp_path / "model"
-        copy.mkdir()
-        for path in Path(EMBEDDED_MODEL).iterdir():
-            (copy / path.name).symlink_to(path)
-        options["model"] = copy
-    labels = options.pop("labels", "grass, water")
-    code, lines = segment("--resume", *(f"--{name}={value}" for name, value in options.items()), labels=labels)
+    (tmp_path / "MODEL").mkdir()
+    for path in Path(EMBEDDED_MODEL).iterdir():
+        (tmp_path / "MODEL" / path.name).symlink_to(path)
+    monkeypatch.chdir(tmp_path)
+    code, lines = segment("--resume", *options, labels=labels)
     assert (code, lines) == (2, [])
     (error,) = segment.errors
     assert f"holds results with another {names}, 0 among them" in error
@@ -211,6 +209,29 @@ def test_interrupted(segment, tmp_path, monkeypatch, capsys, error, stage):
 def test_names():
     images = ["a/x.png", "b/x.jpg", "c/X.png", "out/x_2_labels.png", "d/x.png", "http://host/x.png?y"]
     assert choose_names(images, Path("out")) == ["x", "x_3", "X_2", "x_2_labels", "x_4", "x_5"]
+
+
+def test_processes_share_until_one_fails(monkeypatch):
+    store = torch.distributed.HashStore()
+    first, second = (processes.Processes(rank, 2, store) for rank in range(2))
+    monkeypatch.setattr(processes.Processes, "gather", lambda self, value: [value])
+
+    def share(until: int) -> tuple[list[int], list[int]]:
+        taken = [], []
+        for place, process in zip(range(until), (first, second) * until, strict=False):
+            taken[place % 2].append(next(process.take(range(5)), None))
+        return taken
+
+    def fail():
+        share(2)
+        raise UserError("the disk is full")
+
+    for process in (first, second):
+        process.each(lambda: None)
+    assert share(6) == ([0, 2, 4], [1, 3, None])
+    with pytest.raises(UserError, match="disk"):
+        first.each(fail)
+    assert second.each(lambda: list(second.take(range(5)))) == []
 
 
 @pytest.mark.parametrize(
