@@ -115,5 +115,5 @@ def test_killed_and_resumed_in_two_processes(segment, complete, tmp_path):
 @pytest.mark.slow
 def test_killed_anywhere_and_resumed(segment, complete, tmp_path):
     changes = segment(tmp_path / "whole")["changes"]
-    for killed_at in range(1, changes + 1):
+    for killed_at in range(1, changes + 1, 3):  # of the five that every file takes each in turn
         check_resumed(segment, complete, tmp_path / str(killed_at), killed_at)
