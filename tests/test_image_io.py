@@ -44,3 +44,13 @@ def test_large_images_are_not_called_damaged(monkeypatch):
         open_image(encoded("PNG"))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
     assert open_image(encoded("PNG")).size == (16, 12)
+
+
+@pytest.mark.parametrize("name", ["_jpeg_without_metadata", "_unreadable"])
+def test_faults_of_this_program_keep_their_type(name, monkeypatch):
+    def fail(*arguments):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(image_io_catseg, name, fail)
+    with pytest.raises(ZeroDivisionError):
+        open_image(encoded("JPEG")[:-40])

@@ -25,6 +25,7 @@ from catseg_hf import (
     load_vocabulary,
     pipeline_catseg,
 )
+from catseg_hf.errors import UserError
 
 
 TASK = "zero-shot-image-segmentation"
@@ -500,6 +501,27 @@ def test_cut_file(segmenter, tmp_path):
     for picture in (tmp_path / "cut.png", Image.open(tmp_path / "cut.png")):
         with pytest.raises(ValueError, match="could not be read: .*truncated"):
             segmenter(picture, LABELS)
+
+
+@pytest.mark.parametrize("fault", [ZeroDivisionError, ValueError, TypeError, RuntimeError])
+@pytest.mark.parametrize("name", ["open_image", "process_image"])
+def test_faults_of_this_program_keep_their_type(segmenter, name, fault, monkeypatch):
+    """They are not taken for an image that cannot be read."""
+
+    def fail(*arguments, **options):
+        raise fault("fault")
+
+    owner = pipeline_catseg if name == "open_image" else segmenter.processor.image_processor
+    monkeypatch.setattr(owner, name, fail)
+    with pytest.raises(fault, match="^fault$") as error:
+        segmenter(str(PICTURE), LABELS)
+    assert not isinstance(error.value, UserError)
+
+
+def test_bad_addresses(segmenter):
+    for address in ("http://[::1", "http://127.0.0.1:9/\udc80", "http://"):
+        with pytest.raises(UserError, match="could not be read"):
+            segmenter(address, LABELS)
 
 
 def test_unknown_argument(segmenter, image):

@@ -55,30 +55,31 @@ def open_image(source: str | os.PathLike | bytes | BinaryIO, name: str | None = 
     file = BytesIO(source) if isinstance(source, bytes | bytearray | memoryview) else source
     start = file.tell()
     try:
-        image = Image.open(file)
-        image.load()
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UserError(
-            f"{name} is very large: {first_line(error)}. If you trust it, raise the limit: "
-            "`PIL.Image.MAX_IMAGE_PIXELS`, or --max_image_pixels on the command line."
-        ) from error
-    except Exception as error:  # Pillow raises all kinds for damaged pixels and malformed metadata alike
+        image = _decode(file)
+    except Exception as error:
         file.seek(start)
         image = _open_without_metadata(file.read())
         if image is None:
-            is_unknown = isinstance(error, UnidentifiedImageError)
-            reason = "Pillow knows no such format" if is_unknown else first_line(error)
-            raise UserError(f"{name} could not be read: {reason}.") from error
+            raise _unreadable(name, error) from error
         logger.warning_once(f"{name} has malformed metadata, which was left out, its orientation too.")
         return image
     return upright(image, name)
 
 
 def upright(image: Image.Image, name: str) -> Image.Image:
-    """The image turned as its EXIF orientation says, or itself. `name` is what a warning calls it."""
+    """
+    The image, loaded, turned as its EXIF orientation says. `name` is what messages call it.
+
+    Raises:
+        UserError: If the pixels do not decode.
+    """
+    try:
+        image.load()
+    except Exception as error:
+        raise _unreadable(name, error) from error
     try:
         method = ORIENTATIONS.get(image.getexif().get(ExifTags.Base.Orientation))
-    except Exception:  # all kinds again
+    except Exception:
         logger.warning_once(f"{name} has malformed EXIF data: it stays as it is stored.")
         return image
     if method is None:
@@ -87,6 +88,28 @@ def upright(image: Image.Image, name: str) -> Image.Image:
     for key in ORIENTATION_KEYS:
         turned.info.pop(key, None)
     return turned
+
+
+def _decode(file: BinaryIO) -> Image.Image:
+    """
+    Calls Pillow, and nothing else: it raises all kinds of exceptions, for damaged pixels and malformed metadata alike,
+    among which a fault of this program would not be noticed.
+    """
+    image = Image.open(file)
+    image.load()
+    return image
+
+
+def _unreadable(name: str, error: Exception) -> UserError:
+    """What to say of an exception of Pillow's."""
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return UserError(
+            f"{name} is very large: {first_line(error)}. If you trust it, raise the limit: "
+            "`PIL.Image.MAX_IMAGE_PIXELS`, or --max_image_pixels on the command line."
+        )
+    is_unknown = isinstance(error, UnidentifiedImageError)
+    reason = "Pillow knows no such format" if is_unknown else first_line(error)
+    return UserError(f"{name} could not be read: {reason}.")
 
 
 def _open_without_metadata(data: bytes) -> Image.Image | None:
@@ -98,11 +121,9 @@ def _open_without_metadata(data: bytes) -> Image.Image | None:
     else:
         return None
     try:
-        image = Image.open(BytesIO(data))
-        image.load()
+        return _decode(BytesIO(data))
     except Exception:
         return None
-    return image
 
 
 def _jpeg_without_metadata(data: bytes) -> bytes:

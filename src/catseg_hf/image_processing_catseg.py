@@ -37,7 +37,7 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType, logging, requires_backends
 from typing_extensions import Self
 
-from .errors import refuse_misspelt
+from .errors import UserError, refuse_misspelt
 from .image_io_catseg import open_image
 from .remote_code_catseg import IMAGE_PROCESSOR_AUTO_MAP
 
@@ -128,7 +128,7 @@ def _height_and_width(size: Any) -> dict[str, int]:
         return {"height": size, "width": size}
     if isinstance(size, Mapping | SizeDict) and size.get("height") and size.get("width"):
         return {"height": size["height"], "width": size["width"]}
-    raise ValueError(
+    raise UserError(
         f"`size` is {size!r}, but without the sliding window an image is resized to a height and a width: pass "
         "`size={'height': ..., 'width': ...}` or `image_size`."
     )
@@ -137,7 +137,7 @@ def _height_and_width(size: Any) -> dict[str, int]:
 def _reduce_labels(label: torch.Tensor) -> torch.Tensor:
     """Ids that begin at 1 as ids that begin at 0, with 255 for the former 0."""
     if label.max() > 255:
-        raise ValueError(
+        raise UserError(
             f"A segmentation map holds the id {int(label.max())}, but `do_reduce_labels` takes ids of at most 255, "
             "which stands for no class: take 1 from the ids before."
         )
@@ -154,17 +154,17 @@ def _to_tensor(array: "np.ndarray | torch.Tensor") -> torch.Tensor:
     try:
         return torch.from_numpy(array)
     except TypeError as error:
-        raise ValueError(f"An array of type {array.dtype} is not accepted: pass integers or floats.") from error
+        raise UserError(f"An array of type {array.dtype} is not accepted: pass integers or floats.") from error
 
 
 def _check_range(image: torch.Tensor, index: int) -> None:
     if not torch.isfinite(image).all():
-        raise ValueError(
+        raise UserError(
             f"Image {index} holds NaN or infinite pixels, but only finite values are accepted: 0 to 255, or 0 to 1 "
             "with `do_rescale=False`. Repair the image or leave it out."
         )
     if image.abs().max() > 65535:
-        raise ValueError(
+        raise UserError(
             f"Image {index} holds values from {image.min():.3g} to {image.max():.3g}, but 0 to 255 are accepted, or 0 "
             "to 1 with `do_rescale=False`. Rescale its values first."
         )
@@ -180,7 +180,7 @@ def _to_8_bit(image: torch.Tensor, index: int) -> torch.Tensor:
     image = image.to(torch.int32 if is_16_bit else torch.int64)
     lowest, highest = int(image.min()), int(image.max())
     if lowest < 0 or highest > 65535:
-        raise ValueError(
+        raise UserError(
             f"Image {index} holds integers from {lowest} to {highest}, but only 0 to 255 (8 bits) and 0 to 65535 "
             "(16 bits) are accepted. Rescale its values first."
         )
@@ -203,7 +203,7 @@ def _open_pil(image: Image.Image, index: int) -> np.ndarray:
             image = image.convert("LA")
         return np.array(image.convert("RGB"))
     except (TypeError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"Image {index} of mode {image.mode!r} cannot be made RGB ({error}): leave out its `info['transparency']`."
         ) from error
 
@@ -291,13 +291,13 @@ class _CATSegImageProcessing:
             Without `return_tensors` each is a list of B tensors.
 
         Raises:
-            `ValueError`: for an image that is empty, not finite or not an image; for a label map that is not one
+            `UserError`: for an image that is empty, not finite or not an image; for a label map that is not one
             per image, of another size than its image, in colour or fractional; for a `size` that the sliding
             window, or its absence, does not take; for images of several sizes with `do_resize=False` and
             `return_tensors`; for cropping and padding, which these processors do not do.
         """
         if refused := sorted(name for name in UNSUPPORTED_KWARGS if kwargs.get(name)):
-            raise ValueError(f"CAT-Seg's image processors neither crop nor pad: leave out {', '.join(refused)}.")
+            raise UserError(f"CAT-Seg's image processors neither crop nor pad: leave out {', '.join(refused)}.")
         if kwargs.get("size") is not None and not kwargs.get("sliding_window", self.sliding_window):
             kwargs["size"] = _height_and_width(kwargs["size"])
         return super().preprocess(images, segmentation_maps, **kwargs)
@@ -306,7 +306,7 @@ class _CATSegImageProcessing:
         try:
             return super()._standardize_kwargs(**kwargs)
         except (AttributeError, LookupError, TypeError) as error:
-            raise ValueError(
+            raise UserError(
                 f"`size` {kwargs.get('size')!r}, `image_mean` {kwargs.get('image_mean')!r} and `image_std` "
                 f"{kwargs.get('image_std')!r} are not accepted together: pass the sides of `size` by their names, and "
                 "one number for each of three channels."
@@ -322,10 +322,10 @@ class _CATSegImageProcessing:
         sides |= {f"size[{name!r}]": side for name, side in dict(kwargs["size"] or {}).items()}
         for name, side in sides.items():
             if not isinstance(side, int) or not 1 <= side <= MAX_SIDE:
-                raise ValueError(f"`{name}` is {side!r}, but a number of pixels from 1 to {MAX_SIDE} is needed.")
+                raise UserError(f"`{name}` is {side!r}, but a number of pixels from 1 to {MAX_SIDE} is needed.")
         for name in ("image_mean", "image_std"):
             if kwargs["do_normalize"] and np.size(kwargs[name]) not in (1, 3):
-                raise ValueError(f"`{name}` is {kwargs[name]!r}, but a number for each of three channels is needed.")
+                raise UserError(f"`{name}` is {kwargs[name]!r}, but a number for each of three channels is needed.")
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
         """Loads paths and URLs. Local files keep their mode, unlike in transformers, which would clip 16 bits to
@@ -335,7 +335,7 @@ class _CATSegImageProcessing:
         try:
             return super().fetch_images(image_url_or_urls)
         except TypeError as error:
-            raise ValueError(
+            raise UserError(
                 f"An image of type {type(image_url_or_urls).__name__} was given, but paths, URLs, PIL images, arrays "
                 "and tensors are accepted, one or a list of them."
             ) from error
@@ -362,7 +362,7 @@ class _CATSegImageProcessing:
         if image.ndim == 2:
             image, input_data_format = image[None], ChannelDimension.FIRST
         if image.ndim != 3 or 0 in shape:
-            raise ValueError(
+            raise UserError(
                 f"Image {index} has shape {shape}, but at least one pixel is needed, in shape (H, W), (H, W, C) or "
                 "(C, H, W). Leave it out or repair it."
             )
@@ -378,7 +378,7 @@ class _CATSegImageProcessing:
         if ChannelDimension(input_data_format) == ChannelDimension.LAST:
             image = image.permute(2, 0, 1)
         if image.shape[0] not in ((1, 3, 4) if do_convert_rgb else (3,)):
-            raise ValueError(
+            raise UserError(
                 f"Image {index} has shape {shape} and so {image.shape[0]} channels, but "
                 f"{'1, 3 or 4 are' if do_convert_rgb else '3 without `do_convert_rgb` are'} accepted. Pass it as RGB."
             )
@@ -403,7 +403,7 @@ class _CATSegImageProcessing:
     ) -> BatchFeature:
         images = _flatten(self.fetch_images(images), ndim=3)
         if not images:
-            raise ValueError("No images were given: an empty list is not accepted, pass at least one image.")
+            raise UserError("No images were given: an empty list is not accepted, pass at least one image.")
         data: dict[str, list[torch.Tensor]] = {}
         sizes = []
         for index, image in enumerate(images):
@@ -417,7 +417,7 @@ class _CATSegImageProcessing:
         if return_tensors is None:
             return BatchFeature(data)
         if len({view.shape for view in data["pixel_values"]}) > 1:
-            raise ValueError(
+            raise UserError(
                 f"Images of sizes {sorted(set(sizes))} (height, width) cannot make one batch without a resize: pass "
                 "`do_resize=True`, `return_tensors=None`, or images of one size."
             )
@@ -444,7 +444,7 @@ class _CATSegImageProcessing:
         sizes = {}
         if do_resize and sliding_window:
             if not size.shortest_edge:
-                raise ValueError(
+                raise UserError(
                     f"`size` is {dict(size)}, but `shortest_edge` (and, if wanted, `longest_edge`) is needed for the "
                     "sliding window: pass for example {'shortest_edge': 640, 'longest_edge': 2560}."
                 )
@@ -474,7 +474,7 @@ class _CATSegImageProcessing:
             maps = list(maps) if maps.ndim == 4 or (maps.ndim == 3 and len(sizes) > 1) else [maps]
         maps = _flatten(maps, ndim=3)
         if len(maps) != len(sizes):
-            raise ValueError(
+            raise UserError(
                 f"{len(maps)} segmentation maps were given for {len(sizes)} images: pass one map per image."
             )
         labels = []
@@ -484,18 +484,18 @@ class _CATSegImageProcessing:
             if label.ndim == 3:
                 label = label[0] if shape[0] == 1 else label[..., 0] if shape[-1] == 1 else label
             if label.ndim != 2:
-                raise ValueError(
+                raise UserError(
                     f"Segmentation map {index} has shape {shape}, but one class index per pixel is accepted, in shape "
                     "(H, W): turn colours into class indices first."
                 )
             if tuple(label.shape) != size:
-                raise ValueError(
+                raise UserError(
                     f"Segmentation map {index} has size {tuple(label.shape)} (height, width), but its image has size "
                     f"{size}: pass maps of the size of their images."
                 )
             # frac() is not 0 for NaN and infinity either.
             if label.is_floating_point() and (label.double().frac() != 0).any():
-                raise ValueError(
+                raise UserError(
                     f"Segmentation map {index} holds values that are not whole numbers, but class indices are "
                     "accepted only: pass integers."
                 )
@@ -531,7 +531,7 @@ class _CATSegImageProcessing:
             `SemanticSegmentationPostProcessorOutput` with `segmentation` (H, W) and `segmentation_scores` (T, H, W).
 
         Raises:
-            `ValueError`: when there is not one target size per image, or one is not two positive integers.
+            `UserError`: when there is not one target size per image, or one is not two positive integers.
         """
         results = []
         for image_logits, size in _with_target_sizes(outputs.logits, target_sizes):
@@ -561,7 +561,7 @@ class _CATSegImageProcessing:
             `torch.FloatTensor` of shape (H, W) in 0..1.
 
         Raises:
-            `ValueError`: when there is not one target size per image, or one is not two positive integers.
+            `UserError`: when there is not one target size per image, or one is not two positive integers.
         """
         pairs = _with_target_sizes(outputs.logits, target_sizes)
         return [_most_probable_class(image_logits, size) for image_logits, size in pairs]
@@ -576,7 +576,7 @@ def _with_target_sizes(
     elif isinstance(target_sizes, torch.Tensor):
         target_sizes = target_sizes.tolist()
     if len(target_sizes) != len(logits):
-        raise ValueError(
+        raise UserError(
             f"{len(target_sizes)} target sizes were given for {len(logits)} images in the logits: pass one "
             "(height, width) per image."
         )
@@ -589,7 +589,7 @@ def _check_target_size(size: Any) -> tuple[int, int]:
     except (TypeError, ValueError):
         height = width = 0
     if height < 1 or width < 1:
-        raise ValueError(f"The target size {size!r} is not accepted: pass (height, width), two positive integers.")
+        raise UserError(f"The target size {size!r} is not accepted: pass (height, width), two positive integers.")
     return height, width
 
 

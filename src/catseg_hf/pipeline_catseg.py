@@ -2,6 +2,7 @@
 Segmentation", CVPR 2024): the task "zero-shot-image-segmentation"."""
 
 import base64
+import binascii
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import BytesIO
@@ -359,33 +360,38 @@ def read_pixels(image: Any, image_processor: Any, timeout: float | None = URL_TI
     Raises:
         UserError: If it cannot be read, with a sentence that names the image.
     """
-    name = f"The image of type {type(image).__name__}"
+    is_text = isinstance(image, str | os.PathLike)
+    name = f"The image {_shorten(image)}" if is_text else f"The image of type {type(image).__name__}"
     try:
-        if isinstance(image, str | os.PathLike):
-            name = f"The image {_shorten(image)}"
-            if os.path.isfile(image):
-                image = open_image(image, name)
-            elif isinstance(image, str) and image.startswith(("http://", "https://")):
-                response = httpx.get(image, timeout=timeout, follow_redirects=True)
-                image = open_image(response.raise_for_status().content, name)
-            elif isinstance(image, str) and not os.path.exists(image):
-                image = _decode_base64(image, name)
-            else:
-                raise FileNotFoundError("there is no such file")
-        elif isinstance(image, Image.Image):
-            image = upright(image, name)
-        elif _is_encoded(image):
-            image = open_image(image, name)
-        elif not isinstance(image, np.ndarray | torch.Tensor):
-            raise TypeError(
-                "paths, URLs, bytes, binary files, PIL images, arrays and tensors are accepted, of a dataset its "
-                "column of images (`dataset['image']`)"
-            )
-        return image_processor.process_image(image)
-    except UserError:
-        raise
-    except Exception as error:
+        image = _open(image, name, timeout)
+    except (OSError, UnicodeError, binascii.Error, httpx.HTTPError, httpx.InvalidURL) as error:
         raise UserError(f"{name} could not be read: {first_line(error)}.") from error
+    try:
+        return image_processor.process_image(image)
+    except UserError as error:
+        raise UserError(f"{name} could not be read: {first_line(error)}.") from error
+
+
+def _open(image: Any, name: str, timeout: float | None) -> "Image.Image | np.ndarray | torch.Tensor":
+    if isinstance(image, str | os.PathLike):
+        if os.path.isfile(image):
+            return open_image(image, name)
+        if isinstance(image, str) and image.startswith(("http://", "https://")):
+            response = httpx.get(image, timeout=timeout, follow_redirects=True)
+            return open_image(response.raise_for_status().content, name)
+        if isinstance(image, str) and not os.path.exists(image):
+            return _decode_base64(image, name)
+        raise FileNotFoundError("there is no such file")
+    if isinstance(image, Image.Image):
+        return upright(image, name)
+    if _is_encoded(image):
+        return open_image(image, name)
+    if isinstance(image, np.ndarray | torch.Tensor):
+        return image
+    raise UserError(
+        f"{name} could not be read: paths, URLs, bytes, binary files, PIL images, arrays and tensors are accepted, of "
+        "a dataset its column of images (`dataset['image']`)."
+    )
 
 
 def _is_encoded(image: Any) -> bool:
@@ -397,7 +403,7 @@ def _decode_base64(text: str, name: str) -> Image.Image:
     is_data_url = text.startswith("data:image/")
     try:
         return open_image(base64.decodebytes(text.rpartition(",")[2].encode()), name)
-    except ValueError as error:
+    except (UserError, UnicodeError, binascii.Error) as error:
         if is_data_url:
             raise
         raise FileNotFoundError("there is no such file") from error
