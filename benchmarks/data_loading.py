@@ -7,7 +7,6 @@ and 7 kB.
 """
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -20,7 +19,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from catseg_training.data.crops import EpochSampler, TrainingCrops
 from catseg_training.data.sources import load_segmentation_data
-from measure import machine
+from measure import machine, write_json
 
 
 HEIGHT, WIDTH = 480, 640
@@ -91,7 +90,6 @@ def main():
             )
             for num_workers in arguments.workers
         }
-    file = arguments.json
     result = {
         "case": "data loading",
         **{name: value for name, value in vars(arguments).items() if name not in ("json", "workers")},
@@ -100,10 +98,7 @@ def main():
         "kilobytes_per_pair": num_bytes / arguments.images / 1e3,
         "crops_per_second_by_workers": rates,
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if file is not None:
-        file.write_text(text + "\n")
+    write_json(result, arguments.json)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ and the model with more classes at once. Variables count from a process's start,
 """
 
 import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -27,7 +26,7 @@ import torch
 from tqdm import tqdm
 
 from inference import run_reference
-from measure import ARCHITECTURES, build_model, machine, random_inputs
+from measure import ARCHITECTURES, build_model, machine, random_inputs, write_json
 
 
 MODEL, LITERAL = "catseg_hf", "literal"
@@ -141,10 +140,7 @@ def main():
         "torch": torch.__version__,
         "rows": rows,
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if arguments.json is not None:
-        arguments.json.write_text(text + "\n")
+    write_json(result, arguments.json)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ lie prepared in memory. `segmentation` is the model with the arg max over its pr
 """
 
 import argparse
-import json
 import os
 import tempfile
 import time
@@ -27,7 +26,7 @@ from catseg_training.benchmarks.images import BenchmarkImages
 from catseg_training.benchmarks.predictors import ModelPredictor
 from catseg_training.benchmarks.published import find_benchmark
 from catseg_training.views import Views
-from measure import ARCHITECTURES, build_model, machine
+from measure import ARCHITECTURES, build_model, machine, write_json
 
 
 SIZES = [(512, 683), (683, 512), (512, 768)]
@@ -135,7 +134,6 @@ def main():
             result = evaluate_benchmark(benchmark, files, predictor, accelerator, Path(folder) / f"tally{repeat}")
             rates["evaluation"].append(result.values["images_per_second"])
     best = {name: max(values) for name, values in rates.items()}
-    file = arguments.json
     result = {
         "case": "evaluation",
         **{name: value for name, value in vars(arguments).items() if name != "json"},
@@ -147,10 +145,7 @@ def main():
         "share_of_model": best["evaluation"] / best["model"],
         "share_of_segmentation": best["evaluation"] / best["segmentation"],
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if file is not None:
-        file.write_text(text + "\n")
+    write_json(result, arguments.json)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ package on the tests' scenes, with all words as the vocabulary.
 """
 
 import argparse
-import json
 import os
 import tempfile
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from catseg_hf import EMBEDDED_MODEL, CATSegForSemanticSegmentation, CATSegProce
 from catseg_training.world.evaluation import mean_ious, read_scenes
 from catseg_training.world.words import classes
 from export_catseg import export_graphs
-from measure import ARCHITECTURES, ROOT, build_model, machine, measure, random_inputs
+from measure import ARCHITECTURES, ROOT, build_model, machine, measure, random_inputs, write_json
 
 
 SCENES = ROOT / "tests" / "fixtures" / "emoji_world"
@@ -104,10 +103,7 @@ def main():
         "torch": torch.__version__,
         **results,
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if arguments.json is not None:
-        arguments.json.write_text(text + "\n")
+    write_json(result, arguments.json)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ most by its configuration, so that only lower limits change anything.
 """
 
 import argparse
-import json
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from catseg_training.metric import load_metric
 from catseg_training.world.evaluation import read_scenes
 from catseg_training.world.folders import NO_CLASS
 from catseg_training.world.words import classes, seen_words
-from measure import ARCHITECTURES, ROOT, build_model, machine, measure, random_inputs
+from measure import ARCHITECTURES, ROOT, build_model, machine, measure, random_inputs, write_json
 
 
 SCENES = ROOT / "tests" / "fixtures" / "emoji_world"
@@ -86,10 +85,7 @@ def main():
         "crops": crop_rows(arguments.architecture, arguments.classes, arguments.repeats),
         "mean_iou": scene_rows(arguments.scenes),
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if arguments.json is not None:
-        arguments.json.write_text(text + "\n")
+    write_json(result, arguments.json)
 
 
 if __name__ == "__main__":

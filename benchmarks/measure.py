@@ -142,6 +142,14 @@ def machine(device: str) -> str:
     return f"{model_name}, {torch.get_num_threads()} cores, {features}"
 
 
+def write_json(result: dict, file: Path | None):
+    """Prints a result as JSON, and writes it if a file is given."""
+    text = json.dumps(result, indent=2)
+    print(text)
+    if file is not None:
+        file.write_text(text + "\n")
+
+
 def write_result(case: dict, ours: tuple[float, float], reference: tuple[float, float], differences: dict):
     """
     Prints a comparison as JSON, and writes it if a file is given.
@@ -164,7 +172,4 @@ def write_result(case: dict, ours: tuple[float, float], reference: tuple[float, 
         "reference_peak_memory_mb": reference[1],
         **differences,
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if file is not None:
-        file.write_text(text + "\n")
+    write_json(result, file)

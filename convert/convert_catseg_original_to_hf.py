@@ -25,7 +25,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
 
 from catseg_hf import CATSegConfig, CATSegForSemanticSegmentation, CATSegImageProcessorPil, CATSegProcessor
-from catseg_hf.errors import UserError, first_line
+from catseg_hf.errors import UserError, first_line, reports_errors
 from catseg_hf.files import built_aside, check_output_folder, read_json
 from checkpoint_files import RELEASE, VARIANTS, download_checkpoint, open_checkpoint
 from model_card import model_card
@@ -289,18 +289,12 @@ def run(options: argparse.Namespace):
         push(folder, options.push_to_hub, options.private)
 
 
+@reports_errors
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns its exit status."""
     options = parse_arguments(arguments)
     start = time.monotonic()
-    try:
-        run(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
-        return 130
+    run(options)
     say(f"Done in {time.monotonic() - start:.0f} s")
     return 0
 

@@ -35,7 +35,7 @@ from transformers.exporters import (
 from transformers.exporters.utils import drop_runtime_asserts
 
 from catseg_hf import CATSegForSemanticSegmentation, CATSegProcessor
-from catseg_hf.errors import UserError, first_line
+from catseg_hf.errors import UserError, first_line, reports_errors
 from catseg_hf.files import built_aside, check_output_folder
 
 
@@ -263,24 +263,18 @@ def parse_arguments(arguments: Sequence[str] | None = None) -> argparse.Namespac
     return options
 
 
+@reports_errors
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns its exit status."""
     options = parse_arguments(arguments)
-    try:
-        export(
-            options.model,
-            options.output,
-            options.format,
-            quantize=options.quantize,
-            batch_size=options.batch_size,
-            num_classes=options.num_classes,
-        )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
-        return 130
+    export(
+        options.model,
+        options.output,
+        options.format,
+        quantize=options.quantize,
+        batch_size=options.batch_size,
+        num_classes=options.num_classes,
+    )
     return 0
 
 

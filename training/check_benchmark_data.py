@@ -18,7 +18,7 @@ from typing import Any
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from catseg_hf.errors import UserError
+from catseg_hf.errors import UserError, reports_errors
 from catseg_training.benchmarks.description import Benchmark
 from catseg_training.benchmarks.files import find_files
 from catseg_training.benchmarks.images import BenchmarkImages
@@ -96,6 +96,7 @@ def _unchanged(example: dict[str, Any]) -> dict[str, Any]:
     return example
 
 
+@reports_errors
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -111,11 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--read_all", action="store_true", help="read every image and label")
     parser.add_argument("--dataloader_num_workers", type=int, default=2, help="processes that read (%(default)s)")
     args = parser.parse_args(arguments)
-    try:
-        benchmarks = [find_benchmark(name) for name in args.benchmarks]
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    benchmarks = [find_benchmark(name) for name in args.benchmarks]
     is_complete = True
     for benchmark in benchmarks:
         page = args.output_dir / f"{benchmark.name}.png"

@@ -10,12 +10,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from catseg_hf.errors import UserError
+from catseg_hf.errors import reports_errors
 from catseg_training.arguments import positive
 from catseg_training.world.folders import write_scenes
 from catseg_training.world.glyphs import FONT_FILE, EmojiFont, FluentIcons, GlyphCache
 
 
+@reports_errors
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -33,20 +34,16 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--hide_unseen", action="store_true", help="label the words without masks 255")
     options = parser.parse_args(arguments)
-    try:
-        glyphs = GlyphCache(FluentIcons(options.icons) if options.icons else EmojiFont(options.font))
-        write_scenes(
-            options.output,
-            glyphs,
-            options.num_scenes,
-            options.seed,
-            options.split,
-            options.size,
-            options.hide_unseen,
-        )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    glyphs = GlyphCache(FluentIcons(options.icons) if options.icons else EmojiFont(options.font))
+    write_scenes(
+        options.output,
+        glyphs,
+        options.num_scenes,
+        options.seed,
+        options.split,
+        options.size,
+        options.hide_unseen,
+    )
     return 0
 
 

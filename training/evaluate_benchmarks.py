@@ -26,7 +26,7 @@ from accelerate.logging import get_logger
 from accelerate.utils import InitProcessGroupKwargs
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from catseg_hf.errors import UserError
+from catseg_hf.errors import UserError, reports_errors
 from catseg_training.benchmarks.card import write_model_card
 from catseg_training.benchmarks.evaluation import evaluate_benchmark
 from catseg_training.benchmarks.files import find_files
@@ -47,20 +47,14 @@ TTA_SCALES = (0.75, 1.0, 1.25)
 MAX_LISTED = 10
 
 
+@reports_errors
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns its exit status."""
     args = parse_arguments(arguments)
-    try:
-        accelerator = build_accelerator()
-        with logging_redirect_tqdm(), TerminationNotice(accelerator) as notice:
-            status = evaluate(args, accelerator, notice)
-        accelerator.end_training()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
-        return 130
+    accelerator = build_accelerator()
+    with logging_redirect_tqdm(), TerminationNotice(accelerator) as notice:
+        status = evaluate(args, accelerator, notice)
+    accelerator.end_training()
     return status
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from catseg_hf.errors import UserError
+from catseg_hf.errors import reports_errors
 from catseg_training.arguments import positive
 from catseg_training.world.evaluation import (
     Segmenter,
@@ -24,6 +24,7 @@ from catseg_training.world.evaluation import (
 )
 
 
+@reports_errors
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -40,19 +41,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--name", required=True, help="of the scores in the file")
     parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="where the scores go")
     options = parser.parse_args(arguments)
-    try:
-        images, labels = read_scenes(options.scenes, options.split, options.num_scenes)
-        if options.clip is not None:
-            scores = evaluate_clip(options.clip, images, labels)
+    images, labels = read_scenes(options.scenes, options.split, options.num_scenes)
+    if options.clip is not None:
+        scores = evaluate_clip(options.clip, images, labels)
+    else:
+        segment = Segmenter(options.model, getattr(torch, options.dtype), options.sliding_window, options.compile)
+        if options.all_words_only:
+            scores = {"all_words": evaluate_all_words(segment, images, labels)}
         else:
-            segment = Segmenter(options.model, getattr(torch, options.dtype), options.sliding_window, options.compile)
-            if options.all_words_only:
-                scores = {"all_words": evaluate_all_words(segment, images, labels)}
-            else:
-                scores = evaluate_catseg(segment, images, labels)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+            scores = evaluate_catseg(segment, images, labels)
     results = json.loads(options.json.read_text()) if options.json.exists() else {}
     results[options.name] = {"num_scenes": len(images), **scores}
     write_evaluation(options.json, results)

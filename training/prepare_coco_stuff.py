@@ -23,7 +23,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from catseg_hf import load_vocabulary
-from catseg_hf.errors import UserError
+from catseg_hf.errors import UserError, reports_errors
 from catseg_training.data.coco_stuff import NUM_CLASSES, NUM_PAIRS, UNLABELLED, coco_stuff_folders
 from catseg_training.data.coco_stuff_parquet import write_parquet
 from catseg_training.data.examples import read_example
@@ -199,17 +199,10 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+@reports_errors
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns its exit status."""
-    options = parse_arguments(arguments)
-    try:
-        return run(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
-        return 130
+    return run(parse_arguments(arguments))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from catseg_hf.errors import UserError
+from catseg_hf.errors import reports_errors
 from catseg_hf.files import read_json
 from catseg_training.arguments import positive
 from catseg_training.world.glyphs import FONT_FILE, EmojiFont, GlyphCache
@@ -18,6 +18,7 @@ from catseg_training.world.pretraining import Phase, PretrainingConfig, pretrain
 RECIPE = Path(__file__).parent / "catseg_training" / "world" / "pretraining.json"
 
 
+@reports_errors
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, required=True)
@@ -37,25 +38,21 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--save_steps", type=int, default=100)
     parser.add_argument("--validation_steps", type=int, default=100)
     options = parser.parse_args(arguments)
-    try:
-        recipe = read_json(options.recipe)
-        phases = [
-            Phase(**{**phase, "num_scenes": round(options.scenes * phase["num_scenes"])})
-            for phase in recipe.pop("phases")
-            if options.scenes
-        ]
-        config = PretrainingConfig(phases, seed=options.seed, patch_weight=options.patch_weight, **recipe)
-        pretrain(
-            config,
-            options.output_dir,
-            GlyphCache(EmojiFont(options.font)),
-            options.save_steps,
-            options.validation_steps,
-            num_workers=options.dataloader_num_workers,
-        )
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    recipe = read_json(options.recipe)
+    phases = [
+        Phase(**{**phase, "num_scenes": round(options.scenes * phase["num_scenes"])})
+        for phase in recipe.pop("phases")
+        if options.scenes
+    ]
+    config = PretrainingConfig(phases, seed=options.seed, patch_weight=options.patch_weight, **recipe)
+    pretrain(
+        config,
+        options.output_dir,
+        GlyphCache(EmojiFont(options.font)),
+        options.save_steps,
+        options.validation_steps,
+        num_workers=options.dataloader_num_workers,
+    )
     return 0
 
 

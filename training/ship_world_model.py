@@ -8,9 +8,11 @@ import argparse
 import sys
 from pathlib import Path
 
+from catseg_hf.errors import reports_errors
 from catseg_training.world.shipping import write_card, write_half
 
 
+@reports_errors
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns its exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -23,7 +23,6 @@ checkpoint first; a second Ctrl-C ends it at once.
 import logging
 import signal
 import sys
-import traceback
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -36,7 +35,7 @@ from accelerate.logging import get_logger
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, set_seed
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from catseg_hf.errors import UserError
+from catseg_hf.errors import UserError, reports_errors
 from catseg_hf.files import replaced_together
 from catseg_training.arguments import TrainArguments, parse_arguments
 from catseg_training.checkpoints import save_unwrapped
@@ -57,23 +56,14 @@ logger = get_logger("catseg_training")
 TIMEOUT = timedelta(hours=3)
 
 
+@reports_errors
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns its exit status."""
     args = parse_arguments(arguments, __doc__)
-    try:
-        accelerator = build_accelerator(args)
-        with logging_redirect_tqdm(), TerminationNotice(accelerator) as notice:
-            is_done = (evaluate_only if args.eval_only else train_and_save)(args, accelerator, notice)
-        accelerator.end_training()
-    except UserError as error:
-        # An error in a worker of the loader comes with the worker's traceback before it.
-        print(f"error: {str(error).split('UserError: ')[-1].strip()}", file=sys.stderr)
-        # It refers to itself, and so would keep the loader's workers alive, which end with the loader.
-        traceback.clear_frames(error.__traceback__)
-        return 1
-    except KeyboardInterrupt:
-        print("error: interrupted", file=sys.stderr)
-        return 130
+    accelerator = build_accelerator(args)
+    with logging_redirect_tqdm(), TerminationNotice(accelerator) as notice:
+        is_done = (evaluate_only if args.eval_only else train_and_save)(args, accelerator, notice)
+    accelerator.end_training()
     return 0 if is_done else notice.exit_status
 
 

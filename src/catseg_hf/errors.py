@@ -1,8 +1,11 @@
 """What is the user's to mend, and how errors are worded."""
 
 import re
-from collections.abc import Collection, Iterable
+import sys
+import traceback
+from collections.abc import Callable, Collection, Iterable
 from difflib import get_close_matches
+from functools import wraps
 
 from safetensors import SafetensorError
 
@@ -30,6 +33,29 @@ def first_line(error: BaseException) -> str:
 def printable(text: str) -> str:
     """Text that a terminal or a legend shows and never obeys: control characters are escaped as in Python."""
     return CONTROLS.sub(lambda match: repr(match[0])[1:-1], text)
+
+
+def reports_errors(main: Callable[..., int]) -> Callable[..., int]:
+    """
+    Decorates the `main` of a script, which returns its exit status: that of a [`UserError`], of which only the message
+    is printed, is 1, and that of an interrupted run 130.
+    """
+
+    @wraps(main)
+    def reporting_main(*args, **kwargs) -> int:
+        try:
+            return main(*args, **kwargs)
+        except UserError as error:
+            # One that was raised in a worker of a data loader comes with the worker's traceback before it.
+            print(f"error: {str(error).split('UserError: ')[-1].strip()}", file=sys.stderr)
+            # It refers to itself, and so would keep workers alive, which end with their loader.
+            traceback.clear_frames(error.__traceback__)
+            return 1
+        except KeyboardInterrupt:
+            print("error: interrupted", file=sys.stderr)
+            return 130
+
+    return reporting_main
 
 
 def refuse_misspelt(names: Iterable[str], accepted: Collection[str]):
