@@ -14,9 +14,10 @@ from transformers import AutoModelForSemanticSegmentation, AutoProcessor, pipeli
 
 from catseg_hf import CATSegImageProcessorPil, CATSegProcessor
 from catseg_hf.errors import UserError
+from conftest import converted_model
+from full_size import full_size_state_dict
 
 
-onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
 exporters = pytest.importorskip("transformers.exporters", reason="transformers has no exporters before 5.24")
 export_catseg = pytest.importorskip("export_catseg")
 
@@ -34,8 +35,6 @@ PARITY = {"rtol": 0, "atol": 1e-4}
 
 @pytest.fixture(scope="module")
 def checkpoint(original_state_dict, processor, tmp_path_factory) -> Path:
-    from conftest import converted_model
-
     model = converted_model(original_state_dict)
     labels = ["cat", "sofa", "sky", "tree, oak"]
     model.set_vocabulary(labels, processor(text=labels).input_ids)
@@ -53,8 +52,14 @@ def run_export(checkpoint: Path, output: Path, *options: str) -> exporters.Expor
     return exporters.ExportedModel.from_pretrained(output, trust_remote_code=True)
 
 
+def require_onnx():
+    for package in ("onnxruntime", "onnxscript"):
+        pytest.importorskip(package, reason="the extra `export` is not installed")
+
+
 @pytest.fixture(scope="module")
 def onnx_folder(checkpoint, tmp_path_factory) -> Path:
+    require_onnx()
     folder = tmp_path_factory.mktemp("onnx") / "exported"
     run_export(checkpoint, folder, "--format=onnx")
     return folder
@@ -82,16 +87,26 @@ ANY_SIZES = [(batch_size, num_classes) for num_classes in (1, 20, 171, 300) for 
 
 @pytest.mark.slow
 def test_onnx(onnx_folder, checkpoint):
-    options = onnxruntime.SessionOptions()
+    from onnxruntime import SessionOptions
+
+    options = SessionOptions()
     options.intra_op_num_threads = 1  # its threads would wait for each other on a busy machine
     assert_parity(exporters.ExportedModel.from_pretrained(onnx_folder, session_options=options), checkpoint, ANY_SIZES)
+
+
+@pytest.mark.slow
+def test_onnx_of_the_base_model():
+    require_onnx()
+    model = converted_model(full_size_state_dict("vit_b_16_384")).eval().requires_grad_(False)
+    exported = export_catseg.export_graphs(model, "onnx")
+    assert export_catseg.largest_difference(exported, model, [(1, 20), (1, 171)]) <= 1e-4
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("export_format", ["torch_export", "openvino"])
 def test_other_formats_of_any_size(export_format, checkpoint, tmp_path):
     if export_format == "openvino":
-        pytest.importorskip("openvino", reason="OpenVINO is not installed")
+        pytest.importorskip("openvino", reason="the extra `export` is not installed")
     exported = run_export(checkpoint, tmp_path / "exported", f"--format={export_format}")
     if export_format == "openvino":
         exported.to(config={"INFERENCE_PRECISION_HINT": "f32"})
@@ -101,7 +116,7 @@ def test_other_formats_of_any_size(export_format, checkpoint, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("sizes", [(1, 1), (1, 20), (3, 171), (3, 300)])
 def test_executorch(sizes, checkpoint, tmp_path):
-    pytest.importorskip("executorch", reason="ExecuTorch is not installed")
+    pytest.importorskip("executorch", reason="the extra `export` leaves ExecuTorch and its many dependencies out")
     batch_size, num_classes = sizes
     exported = run_export(
         checkpoint,
