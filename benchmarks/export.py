@@ -1,22 +1,23 @@
 """Time, size and accuracy of exported models beside PyTorch's.
 
-    PYTHONPATH=convert:training python benchmarks/export.py --architecture base --json result.json
+    PYTHONPATH=convert:training python benchmarks/export.py --json benchmarks/results/export.json
 
-Time and size are those of a model with random weights, which segments one crop; mean IoU is that of the model in the
-package on the tests' scenes, with all words as the vocabulary.
+Twice: of a model with random weights, which segments one crop, and of the model in the package, with all words as the
+vocabulary, of which also the mean IoU on the tests' scenes is taken.
 """
 
 import argparse
 import os
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from transformers.exporters import ExportedModel
+from transformers import TorchAoConfig
 
 from catseg_hf import EMBEDDED_MODEL, CATSegForSemanticSegmentation, CATSegProcessor
 from catseg_training.world.evaluation import mean_ious, read_scenes
@@ -26,18 +27,31 @@ from measure import ARCHITECTURES, ROOT, build_model, machine, measure, random_i
 
 
 SCENES = ROOT / "tests" / "fixtures" / "emoji_world"
-VARIANTS = {"onnx": ("onnx", None), "onnx_int8": ("onnx", "int8"), "openvino": ("openvino", None)}
+EXPORTED = {"onnx": ("onnx", None), "onnx_int8": ("onnx", "int8"), "openvino": ("openvino", None)}
 Segment = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def segmenter(exported: ExportedModel) -> Segment:
-    """Pixels and text features to logits."""
-    run = exported.runners["segmenter"]
-    return lambda pixel_values, text_embeds: run(pixel_values=pixel_values, text_embeds=text_embeds)["logits"]
+def build_variant(name: str, model: CATSegForSemanticSegmentation) -> tuple[Segment, float]:
+    """How a variant of a model makes logits of pixels and text features, and the size of its files in megabytes."""
+    if name in EXPORTED:
+        exported = export_graphs(model, *EXPORTED[name])
+        size = size_mb(exported.save_pretrained, "*.bin" if name == "openvino" else "*.onnx*")
+        run = exported.runners["segmenter"]
+    else:
+        model = quantized(model) if name == "pytorch_int8" else model
+        size = size_mb(model.save_pretrained, "*.safetensors")
+        run = partial(model, sliding_window=False)
+    return lambda pixel_values, text_embeds: run(pixel_values=pixel_values, text_embeds=text_embeds)["logits"], size
 
 
-def pytorch_segmenter(model: CATSegForSemanticSegmentation) -> Segment:
-    return lambda pixel_values, text_embeds: model(pixel_values, text_embeds=text_embeds, sliding_window=False).logits
+def quantized(model: CATSegForSemanticSegmentation) -> CATSegForSemanticSegmentation:
+    """The model with 8-bit weights, by torchao."""
+    from torchao.quantization import Int8WeightOnlyConfig
+
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        config = TorchAoConfig(Int8WeightOnlyConfig())
+        return CATSegForSemanticSegmentation.from_pretrained(folder, quantization_config=config).eval()
 
 
 def size_mb(save: Callable[[Path], None], pattern: str) -> float:
@@ -62,46 +76,44 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--architecture", choices=ARCHITECTURES, default="base", help="released size (%(default)s)")
     parser.add_argument("--classes", type=int, default=171, help="size of the vocabulary (%(default)s)")
-    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=["onnx", "onnx_int8"])
+    parser.add_argument(
+        "--variants", nargs="+", choices=[*EXPORTED, "pytorch_int8"], default=["onnx", "onnx_int8"], help="%(choices)s"
+    )
     parser.add_argument("--scenes", type=int, default=40, help="of the tests, at most 40 (%(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="timed runs; the shortest counts (%(default)s)")
     parser.add_argument("--json", type=Path, help="file for the result")
     arguments = parser.parse_args()
 
     model = build_model(arguments.architecture, "cpu")
-    inputs = random_inputs(model, arguments.classes, model.config.image_size, 1, "cpu")
     embedded = CATSegForSemanticSegmentation.from_pretrained(EMBEDDED_MODEL).eval()
     processor = CATSegProcessor.from_pretrained(EMBEDDED_MODEL)
-    results = {}
 
-    def add(name: str, segment: Segment, embedded_segment: Segment, size: float, expected: torch.Tensor | None):
-        seconds, peak, logits = measure(lambda: segment(*inputs), "cpu", arguments.repeats)
-        results[name] = {"seconds": seconds, "peak_memory_mb": peak, "size_mb": size}
-        if expected is not None:
-            results[name]["max_abs_probability_difference"] = (
-                (logits.sigmoid() - expected.sigmoid()).abs().max().item()
-            )
-        results[name]["mean_iou"] = scores(embedded_segment, processor, words, arguments.scenes)
-        return logits
+    @torch.no_grad()
+    def rows(model: CATSegForSemanticSegmentation, pixel_values: torch.Tensor, text_embeds: torch.Tensor) -> dict:
+        results, expected = {}, None
+        for name in ("pytorch", *arguments.variants):
+            segment, size = build_variant(name, model)
+            seconds, peak, logits = measure(partial(segment, pixel_values, text_embeds), "cpu", arguments.repeats)
+            results[name] = {"seconds": seconds, "peak_memory_mb": peak, "size_mb": size}
+            expected = logits.sigmoid() if expected is None else expected
+            results[name]["max_abs_probability_difference"] = (logits.sigmoid() - expected).abs().max().item()
+            if model is embedded:
+                results[name]["mean_iou"] = scores(segment, processor, text_embeds, arguments.scenes)
+        return results
 
+    inputs = random_inputs(model, arguments.classes, model.config.image_size, 1, "cpu")
+    pixel_values, _ = random_inputs(embedded, 1, embedded.config.image_size, 1, "cpu")
     with torch.no_grad():
         words = embedded.get_text_embeds(processor(text=list(classes())).input_ids)
-        size = size_mb(model.save_pretrained, "*.safetensors")
-        expected = add("pytorch", pytorch_segmenter(model), pytorch_segmenter(embedded), size, None)
-        for name in arguments.variants:
-            exported, small = (export_graphs(one, *VARIANTS[name]) for one in (model, embedded))
-            pattern = "*.bin" if name == "openvino" else "*.onnx*"
-            add(name, segmenter(exported), segmenter(small), size_mb(exported.save_pretrained, pattern), expected)
-
     result = {
         "case": "export",
-        "architecture": arguments.architecture,
         "classes": arguments.classes,
         "scenes": arguments.scenes,
         "machine": machine("cpu"),
         "load_average": os.getloadavg()[0],
         "torch": torch.__version__,
-        **results,
+        arguments.architecture: rows(model, *inputs),
+        "embedded": rows(embedded, pixel_values, words),
     }
     write_json(result, arguments.json)
 
