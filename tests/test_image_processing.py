@@ -470,7 +470,7 @@ def resized_probabilities(logits, size):
 
 @pytest.mark.parametrize("chunk_bytes", [1, 50_000, 2**27])
 def test_post_process_resizes_probabilities(processor, monkeypatch, chunk_bytes):
-    monkeypatch.setattr(image_processing_catseg, "_MAX_CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(image_processing_catseg, "_MAX_CPU_CHUNK_BYTES", chunk_bytes)
     outputs = outputs_of(2, 7, 12, 16)
     outputs.logits *= 8
     sizes = [(50, 41), (7, 100)]
@@ -528,7 +528,7 @@ def test_post_process_without_target_sizes_keeps_the_size(processor):
 
 @pytest.mark.parametrize("chunk_bytes", [1, 2**27])
 def test_post_process_takes_the_first_of_equal_classes(processor, monkeypatch, chunk_bytes):
-    monkeypatch.setattr(image_processing_catseg, "_MAX_CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr(image_processing_catseg, "_MAX_CPU_CHUNK_BYTES", chunk_bytes)
     outputs = outputs_of(1, 1, 12, 16)
     outputs.logits = torch.cat([outputs.logits - 5, *[outputs.logits] * 4], dim=1)
     (segmentation,) = processor.post_process_semantic_segmentation(outputs, target_sizes=[(33, 50)])
@@ -585,8 +585,8 @@ class LargestTensor(TorchDispatchMode):
 
 
 def test_post_process_memory_is_bounded(processor, monkeypatch):
-    # As 847 classes at 4,000 x 3,000 are to 128 MB, only smaller: all probabilities would take 40 times the bound.
-    monkeypatch.setattr(image_processing_catseg, "_MAX_CHUNK_BYTES", 2**20)
+    # As 847 classes at 1,500 x 1,500 are to 24 MB, only smaller: all probabilities would take 40 times the bound.
+    monkeypatch.setattr(image_processing_catseg, "_MAX_CPU_CHUNK_BYTES", 2**20)
     outputs = SimpleNamespace(logits=torch.randn(400, 64, 64)[None].expand(2, -1, -1, -1))
     logits_bytes = outputs.logits.untyped_storage().nbytes()
     with LargestTensor() as largest:

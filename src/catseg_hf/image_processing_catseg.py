@@ -11,8 +11,9 @@ Both classes share everything but step 1: Pillow does it in `CATSegImageProcesso
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
+from functools import reduce
 from operator import index as as_index
 from typing import Any
 
@@ -48,14 +49,16 @@ MAX_SIDE = 2**14
 
 UNSUPPORTED_KWARGS = ("crop_size", "do_center_crop", "do_pad", "pad_size")
 
-# Bounds what the arg max over classes may hold at a time, whatever the number of classes and the image's size.
-_MAX_CHUNK_BYTES = 128 * 2**20
+# Bounds what the arg max over classes may hold at a time, whatever the number of classes and the image's size. On the
+# CPU, larger tensors are slower: their memory is not used again, but comes from the system each time.
+_MAX_CHUNK_BYTES, _MAX_CPU_CHUNK_BYTES = 128 * 2**20, 24 * 2**20
 # Processors are many times slower on numbers as small as the probabilities of classes that were cut away. A power of
 # two lifts them above that and changes no other bit.
 _PROBABILITY_SCALE = 2.0**60
-# Along the shorter side, in which classes are compared before they are resized, and by how much, relatively, rounding
-# may move what is resized.
-_CELLS, _ROUNDING = 32, 1e-5
+# By how much, relatively, rounding may move what is resized, at most.
+_ROUNDING = 1e-4
+# Values that stay in the processor's cache while classes are compared.
+_MAX_CELLS = 2**17
 
 
 class CATSegImageProcessorKwargs(ImagesKwargs, total=False):
@@ -600,10 +603,13 @@ def _most_probable_class(logits: torch.Tensor, size: tuple[int, int]) -> tuple[t
     pixels = size[0] * size[1] + 2 * logits.shape[-2] * logits.shape[-1]
     best = torch.full(size, -1.0, device=logits.device)
     segmentation = torch.zeros(size, dtype=torch.int64, device=logits.device)
-    all_classes = torch.arange(len(logits), device=logits.device)
-    # An accelerator would have to be waited for, which costs more than it saves.
-    possible = _possible_classes(logits) if logits.device.type == "cpu" else all_classes
-    for indices in possible.split(max(1, _MAX_CHUNK_BYTES // (4 * pixels))):
+    if logits.device.type == "cpu":
+        possible, max_bytes = _possible_classes(logits), _MAX_CPU_CHUNK_BYTES
+    else:  # would have to be waited for, which costs more than it saves
+        possible, max_bytes = torch.arange(len(logits), device=logits.device), _MAX_CHUNK_BYTES
+    # The resize rounds a class by itself differently, so that there are at least two in every chunk.
+    max_classes = max(3, max_bytes // (4 * pixels))
+    for indices in possible.tensor_split(-(-len(possible) // max_classes)):
         # The first of equal classes, here as in the comparison with those before.
         probabilities = logits[indices].float().sigmoid() * _PROBABILITY_SCALE
         scores, places = _resize_bilinear(probabilities, size).max(dim=0)
@@ -619,16 +625,19 @@ def _possible_classes(logits: torch.Tensor) -> torch.Tensor:
     (T, h, w) are resized to. Between pixels they lie between those of the pixels: in a cell, a class whose largest one
     is below the smallest one of another class loses.
     """
-    stride = max(1, min(logits.shape[-2:]) // _CELLS)
-    largest, smallest = [], []
-    for of_class in logits.float():
-        # Cells share the pixels on their borders.
-        padded = F.pad(of_class[None, None], (1, 1, 1, 1), mode="replicate")
-        largest.append(F.max_pool2d(padded, stride + 1, stride, ceil_mode=True)[0, 0])
-        smallest.append(-F.max_pool2d(-padded, stride + 1, stride, ceil_mode=True)[0, 0])
-    largest, smallest = torch.stack(largest).sigmoid(), torch.stack(smallest).sigmoid()
-    to_reach = smallest.amax(dim=0) * (1 - _ROUNDING) - torch.finfo(torch.float32).tiny
-    return (~(largest < to_reach)).flatten(1).any(dim=1).nonzero()[:, 0]
+    chunks = logits.split(max(1, _MAX_CELLS // logits[0].numel()))
+    smallest = reduce(torch.maximum, (_combine_cells(chunk, torch.minimum).amax(dim=0) for chunk in chunks))
+    probability = smallest.double().sigmoid() * (1 - _ROUNDING) - torch.finfo(torch.float32).tiny
+    to_reach = probability.clamp(min=0).logit().float()
+    loses = [(_combine_cells(chunk, torch.maximum) < to_reach).flatten(1).all(dim=1) for chunk in chunks]
+    return torch.cat(loses).logical_not().nonzero()[:, 0]
+
+
+def _combine_cells(values: torch.Tensor, combine: Callable) -> torch.Tensor:
+    """Of (T, h, w): in each place a pixel combined with its neighbours to the right and below."""
+    values = F.pad(values.float(), (0, 1, 0, 1), mode="replicate")
+    rows = combine(values[:, :-1], values[:, 1:])
+    return combine(rows[..., :-1], rows[..., 1:])
 
 
 class CATSegImageProcessorPil(_CATSegImageProcessing, PilBackend):
