@@ -482,6 +482,21 @@ def test_post_process_resizes_probabilities(processor, monkeypatch, chunk_bytes)
         assert not torch.equal(segmentation, resized_logits.argmax(dim=0))
 
 
+@pytest.mark.parametrize("num_classes", [2, 4, 7, 10])
+def test_no_class_is_resized_by_itself(processor, monkeypatch, num_classes):
+    """It would be rounded differently than in the company of others."""
+    resized = []
+
+    def resize(images, size, original=image_processing_catseg._resize_bilinear):
+        resized.append(len(images))
+        return original(images, size)
+
+    monkeypatch.setattr(image_processing_catseg, "_MAX_CPU_CHUNK_BYTES", 1)
+    monkeypatch.setattr(image_processing_catseg, "_resize_bilinear", resize)
+    processor.post_process_semantic_segmentation(outputs_of(1, num_classes, 12, 16), [(50, 41)])
+    assert sum(resized) == num_classes and set(resized) <= {2, 3}
+
+
 @pytest.mark.parametrize("size", [(70, 90), (7, 300), (200, 131), (23, 41)])
 @pytest.mark.parametrize("contrast", [2, 40])
 def test_classes_that_win_nowhere_are_left_out(processor, size, contrast):
