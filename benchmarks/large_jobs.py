@@ -30,7 +30,7 @@ from catseg_hf.pipeline_catseg import read_pixels
 from catseg_hf.processes import Processes, join_processes, own_accelerator
 from catseg_hf.results import write_result
 from catseg_hf.segment_files import FileSegmenter
-from measure import machine
+from measure import machine, write_json
 
 
 LABELS = ["grass", "water", "snow", "sand", "balloon", "broccoli"]
@@ -129,10 +129,7 @@ def main():
         "load_average": [load_before, os.getloadavg()[0]],
         "images_per_second": rates,
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if arguments.json is not None:
-        arguments.json.write_text(text + "\n")
+    write_json(result, arguments.json)
 
 
 if __name__ == "__main__":

@@ -141,6 +141,14 @@ def test_nothing_to_segment(run, tmp_path, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
+def test_terminals_obey_no_label(run, folder):
+    code, printed, summary = run(folder / "first.png", labels="\x1b[31mcat")
+    assert code == 0 and summary["labels"] == ["\x1b[31mcat"]
+    assert r"\x1b[31mcat" in printed.out and "\x1b[31m" not in printed.out
+    code, printed, _ = run(folder / "no\x1b[31m.png")
+    assert code == 1 and "\x1b[31m" not in printed.err
+
+
 def test_the_checkpoints_vocabulary_and_threshold(run, folder, tmp_path):
     code, printed, summary = run(folder / "first.png", threshold=0.45)
     assert code == 0 and summary["labels"] == ["cat", "sofa", "sky", "tree, oak"]

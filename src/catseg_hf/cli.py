@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from . import EMBEDDED_MODEL
-from .errors import UserError
+from .errors import UserError, printable
 from .files import replaced_file
 from .image_files import find_images
 from .loading import load_segmenter
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
         return arguments.command(arguments)
     except UserError as error:
         if speaks_for_all():
-            print(f"catseg-hf: error: {error}", file=sys.stderr)
+            print(f"catseg-hf: error: {printable(str(error))}", file=sys.stderr)
         return 2
 
 
@@ -152,7 +152,7 @@ def segment_images(arguments: argparse.Namespace) -> int:
                 "unreadable": [{"image": image, "error": error} for image, error in failures],
             }
             processes.first(lambda: _write_summary(arguments.output, summary))
-        processes.first(lambda: [print(f"catseg-hf: {error}", file=sys.stderr) for _, error in failures])
+        processes.first(lambda: [print(f"catseg-hf: {printable(error)}", file=sys.stderr) for _, error in failures])
     return 1 if failures else 0
 
 
@@ -174,10 +174,10 @@ def segment_clip(arguments: argparse.Namespace) -> int:
                 opacity=arguments.opacity,
             )
     except DamagedVideoError as error:
-        print(f"catseg-hf: error: {error}", file=sys.stderr)
+        print(f"catseg-hf: error: {printable(str(error))}", file=sys.stderr)
         return 1
     shares = {labels[index]: share for index, share in summary.shares.items() if index >= 0}
-    print(f"{arguments.video}: {list_largest(shares)}")
+    print(printable(f"{arguments.video}: {list_largest(shares)}"))
     print(
         f"Segmented {summary.num_frames} frame{'s' * (summary.num_frames != 1)} into {arguments.output}, "
         f"with the colours of the classes in {legend_path(arguments.output)}"

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from .errors import UserError
+from .errors import UserError, printable
 from .image_files import choose_names
 from .origins import describe_input
 from .pipeline_catseg import OpenVocabularySegmentationPipeline, read_pixels
@@ -141,7 +141,8 @@ class FileSegmenter:
                 if image.error is None:
                     records[image.index] = image.record
                     shares = {segment["label"]: segment["area"] for segment in image.record["segments"]}
-                    progress.write(f"{self.images[image.index]}: {list_largest(shares)}", file=sys.stdout)
+                    line = f"{self.images[image.index]}: {list_largest(shares)}"
+                    progress.write(printable(line), file=sys.stdout)
                     sys.stdout.flush()  # as a whole line, between those of other processes
                 else:
                     errors[image.index] = image.error
