@@ -482,6 +482,14 @@ def test_post_process_resizes_probabilities(processor, monkeypatch, chunk_bytes)
         assert not torch.equal(segmentation, resized_logits.argmax(dim=0))
 
 
+@pytest.mark.parametrize("shape", [(1, 2), (2, 1)])
+def test_a_class_may_win_between_pixels_only(processor, shape):
+    probabilities = torch.tensor([[0.9, 0.1], [0.1, 0.9], [0.6, 0.6]]).reshape(1, 3, *shape)
+    outputs = SimpleNamespace(logits=probabilities.logit())
+    (segmentation,) = processor.post_process_semantic_segmentation(outputs, [tuple(10 * side for side in shape)])
+    assert segmentation.unique().tolist() == [0, 1, 2]
+
+
 @pytest.mark.parametrize("num_classes", [2, 4, 7, 10])
 def test_no_class_is_resized_by_itself(processor, monkeypatch, num_classes):
     """It would be rounded differently than in the company of others."""
