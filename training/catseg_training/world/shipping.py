@@ -88,8 +88,8 @@ CLIP was pretrained contrastively on captions, and its patches were supervised w
 like one of its caption's words, and each word like some patch. That is more than plain CLIP does. In the second stage
 the pixels of words without masks are the label of no class, which CAT-Seg's loss takes as a background of all the
 others. `training/catseg_training/world/` has the recipe. The shipped weights were trained on one NVIDIA H100, the
-second stage of the two other seeds on two CPU cores. There the first stage gives somewhat different weights, since each
-process contrasts its own half of a batch.
+second stage of the two other seeds on two CPU cores. There the first stage gives somewhat different weights, since
+each process contrasts its own half of a batch.
 
 The weights are saved in float16 and computed with in float32; the scores are those of the weights as saved. NOTICE
 says whose emoji the scenes are drawn with.
