@@ -42,7 +42,7 @@ SETTINGS = {
     "OMP_WAIT_POLICY=passive": {"OMP_WAIT_POLICY": "passive"},
     "OMP_NUM_THREADS=1": {"OMP_NUM_THREADS": "1"},
 }
-CHUNK_SIZES = (10, 20, 60)
+CHUNK_SIZES = (20,)
 
 
 @dataclass(frozen=True)
