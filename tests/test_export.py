@@ -106,7 +106,7 @@ def test_onnx_of_the_base_model():
 @pytest.mark.parametrize("export_format", ["torch_export", "openvino"])
 def test_other_formats_of_any_size(export_format, checkpoint, tmp_path):
     if export_format == "openvino":
-        pytest.importorskip("openvino", reason="the extra `export` is not installed")
+        pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
     exported = run_export(checkpoint, tmp_path / "exported", f"--format={export_format}")
     if export_format == "openvino":
         exported.to(config={"INFERENCE_PRECISION_HINT": "f32"})
