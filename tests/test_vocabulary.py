@@ -46,6 +46,13 @@ def count_encoded_prompts(model, monkeypatch):
     return counts
 
 
+def test_clips_own_switch_of_outputs_changes_nothing(model, pixel_values):
+    expected = segment(model, pixel_values)
+    for config in (model.clip.config, model.clip.config.text_config, model.clip.config.vision_config):
+        config.return_dict = False
+    assert torch.equal(segment(fresh(model), pixel_values), expected)
+
+
 def test_own_vocabulary_is_used_by_default(model, pixel_values, processor):
     logits = segment(model, pixel_values)
     assert logits.shape[1] == len(LABELS)

@@ -247,12 +247,21 @@ class CATSegConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Part of `@strict`-powered validation: refuses what cannot work, with a sentence that says why."""
-        vision_config = self.clip_config.vision_config
+        text_config, vision_config = self.clip_config.text_config, self.clip_config.vision_config
         patch_size, num_blocks = vision_config.patch_size, vision_config.num_hidden_layers
         self._require(
             isinstance(patch_size, int) and patch_size >= 1, f"CLIP's patch size must be at least 1, got {patch_size}."
         )
-        for config in (self.clip_config, self.clip_config.text_config, vision_config):
+        self._require(
+            text_config.layer_norm_eps is not None,
+            "`layer_norm_eps` in `clip_config.text_config` must be a number, got None.",
+        )
+        self._require(
+            isinstance(text_config.eos_token_id, int),
+            "`eos_token_id` in `clip_config.text_config` must be the id that ends a prompt, got "
+            f"{text_config.eos_token_id!r}.",
+        )
+        for config in (self.clip_config, text_config, vision_config):
             self._require(
                 config.dtype is None or str(config.dtype).startswith("torch."),
                 f"`dtype` {config.dtype!r} in `clip_config` must name a type of torch, such as 'float32'.",

@@ -359,7 +359,7 @@ class CATSegModel(CATSegPreTrainedModel):
         masks = [None] * len(batches)
         if mask is not None:
             masks = independent_chunks(mask, 0, prompts.shape[1], PROMPTS_PER_TEXT_BATCH)
-        embeds = [self.clip.get_text_features(*batch).pooler_output for batch in zip(batches, masks, strict=True)]
+        embeds = [self._encode_prompts(*batch) for batch in zip(batches, masks, strict=True)]
         return F.normalize(torch.cat(embeds), dim=-1).unflatten(0, input_ids.shape[:2])
 
     def encode_vocabulary(
@@ -453,7 +453,14 @@ class CATSegModel(CATSegPreTrainedModel):
         row, length = longest
         prompts = input_ids.flatten(0, 1)[:, :length]
         token_embeds = self.get_input_embeddings()(prompts)
-        return token_embeds.sum(dim=-1), self.clip.get_text_features(prompts.index_select(0, row)).pooler_output
+        return token_embeds.sum(dim=-1), self._encode_prompts(prompts.index_select(0, row))
+
+    def _encode_prompts(
+        self, prompts: torch.LongTensor, attention_mask: torch.LongTensor | None = None
+    ) -> torch.FloatTensor:
+        """CLIP's text features `(num_prompts_in_all, projection_dim)` of prompts and their mask `(num_prompts_in_all,
+        length)`, not normalised."""
+        return self.clip.get_text_features(prompts, attention_mask, return_dict=True).pooler_output
 
     def _longest_prompt(self, prompts: torch.LongTensor) -> tuple[torch.LongTensor, int]:
         """The row `(1,)` of the prompt `(num_prompts_in_all, length)` that ends last, and its tokens up to its end,
