@@ -16,6 +16,7 @@ from .remote_code_catseg import AUTO_MAP, CUSTOM_PIPELINES
 
 # What transformers raises for JSON of another shape than it expects.
 MISSHAPEN = (ArithmeticError, AttributeError, LookupError, TypeError)
+SWITCHES = ("output_hidden_states", "output_attentions")  # which transformers leaves unchecked
 COUNTS = (
     "image_size",
     "num_prompts",
@@ -266,6 +267,9 @@ class CATSegConfig(PreTrainedConfig):
                 config.dtype is None or str(config.dtype).startswith("torch."),
                 f"`dtype` {config.dtype!r} in `clip_config` must name a type of torch, such as 'float32'.",
             )
+        for name in SWITCHES:
+            value = getattr(self, name)
+            self._require(value is None or isinstance(value, bool), f"`{name}` must be true or false, got {value!r}.")
         for name in COUNTS:
             value = getattr(self, name)
             self._require(value is None or value >= 1, f"`{name}` must be at least 1, got {value}.")
