@@ -71,6 +71,7 @@ def test_number_of_labels():
         ({"attention_type": "softmax"}, "'linear', 'full'"),
         ({"image_size": "384"}, "expected int"),
         ({"output_hidden_states": "0"}, "`output_hidden_states` must be true or false, got '0'"),
+        ({"clip_config": {"text_config": {"output_hidden_states": "0"}}}, "must be true or false, got '0'"),
         ({"clip_config": {"text_config": {"layer_norm_eps": None}}}, "`clip_config.text_config` must be a number"),
         ({"clip_config": {"vision_config": {"layer_norm_eps": None}}}, "expected float, got NoneType"),
         ({"clip_config": {"text_config": {"eos_token_id": None}}}, "must be the id that ends a prompt, got None"),

@@ -267,9 +267,12 @@ class CATSegConfig(PreTrainedConfig):
                 config.dtype is None or str(config.dtype).startswith("torch."),
                 f"`dtype` {config.dtype!r} in `clip_config` must name a type of torch, such as 'float32'.",
             )
-        for name in SWITCHES:
-            value = getattr(self, name)
-            self._require(value is None or isinstance(value, bool), f"`{name}` must be true or false, got {value!r}.")
+        for config in (self, self.clip_config, text_config, vision_config):
+            for name in SWITCHES:
+                value = getattr(config, name)
+                self._require(
+                    value is None or isinstance(value, bool), f"`{name}` must be true or false, got {value!r}."
+                )
         for name in COUNTS:
             value = getattr(self, name)
             self._require(value is None or value >= 1, f"`{name}` must be at least 1, got {value}.")
