@@ -1,6 +1,10 @@
 """The pretraining of the emoji world's CLIP: its losses, its optimiser, and runs that were killed."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -116,6 +120,20 @@ def test_a_killed_run_ends_with_the_same_weights(run, tmp_path):
         run(tmp_path / "whole")
 
 
+@pytest.mark.slow
+def test_processes_share_a_batch(tmp_path):
+    """Two processes on CPU are one run: each draws half of a batch, and one of them writes."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29515"]
+    folder = tmp_path / "clip"
+    result = subprocess.run([*launch, __file__, str(folder)], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    for rank in range(2):
+        assert json.loads((tmp_path / f"sizes-{rank}.json").read_text()) == [2, 2, 2, 2]
+    log = (folder / "pretraining_log.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["step"] for line in log] == [3, 4]
+
+
 def test_other_settings_do_not_continue_a_run(run, tmp_path):
     def kill(line: str):
         raise KeyboardInterrupt
@@ -144,3 +162,21 @@ def test_no_scenes_leave_random_weights(tmp_path, monkeypatch):
     recipe.pop("phases")
     initial = build_clip(PretrainingConfig([], **recipe), load_tokenizer())
     assert all(tensor.equal(saved.state_dict()[name]) for name, tensor in initial.state_dict().items())
+
+
+def pretrain_and_tell(folder: Path):
+    """A run that writes, beside its folder, how many scenes each process had at every step."""
+    forward, sizes = ContrastivePretraining.forward, []
+
+    def counting_forward(self, pixel_values, *inputs, **options):
+        sizes.append(len(pixel_values))
+        return forward(self, pixel_values, *inputs, **options)
+
+    ContrastivePretraining.forward = counting_forward
+    options = {"validation_steps": 3, "num_validation_scenes": 2, "log": lambda line: None}
+    pretrain(tiny_config(), folder, GlyphCache(draw_disc), **options)
+    (folder.parent / f"sizes-{os.environ['RANK']}.json").write_text(json.dumps(sizes))
+
+
+if __name__ == "__main__":
+    pretrain_and_tell(Path(sys.argv[1]))

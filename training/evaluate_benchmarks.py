@@ -13,17 +13,12 @@ Exit status: 0 when done, 1 after an error or if images had to be left out, 130 
 """
 
 import argparse
-import logging
 import sys
 from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
 
-import torch
-import transformers
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from accelerate.utils import InitProcessGroupKwargs
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from catseg_hf.errors import UserError, reports_errors
@@ -35,14 +30,13 @@ from catseg_training.benchmarks.published import PUBLISHED, find_benchmark
 from catseg_training.benchmarks.report import summary_table, write_benchmark_report, write_summary
 from catseg_training.interruption import TerminationNotice
 from catseg_training.model import load_checkpoint
+from catseg_training.processes import build_accelerator
 from catseg_training.report.saved_model import environment
 from catseg_training.views import Views
 
 
 logger = get_logger("catseg_training")
 
-# Other processes wait for the main one while it writes.
-TIMEOUT = timedelta(hours=3)
 TTA_SCALES = (0.75, 1.0, 1.25)
 MAX_LISTED = 10
 
@@ -125,19 +119,6 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     if args.batch_size < 1 or args.dataloader_num_workers < 0:
         parser.error("--batch_size must be at least 1, --dataloader_num_workers at least 0")
     return args
-
-
-def build_accelerator() -> Accelerator:
-    accelerator = Accelerator(
-        # Without being told, accelerate lets several processes on CPU run as if each were alone.
-        cpu=not torch.accelerator.is_available(),
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
-    )
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("catseg_training").setLevel(logging.INFO)
-    if not accelerator.is_main_process:
-        transformers.utils.logging.disable_progress_bar()
-    return accelerator
 
 
 def evaluate(args: argparse.Namespace, accelerator: Accelerator, notice: TerminationNotice) -> int:

@@ -20,19 +20,15 @@ Exit status: 0 when done, 1 after an error, 130 after Ctrl-C and 143 after SIGTE
 checkpoint first; a second Ctrl-C ends it at once.
 """
 
-import logging
 import signal
 import sys
 from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
 
 import datasets
-import torch
-import transformers
 from accelerate import Accelerator
 from accelerate.logging import get_logger
-from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, set_seed
+from accelerate.utils import ProjectConfiguration, set_seed
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from catseg_hf.errors import UserError, reports_errors
@@ -41,6 +37,7 @@ from catseg_training.arguments import TrainArguments, parse_arguments
 from catseg_training.checkpoints import save_unwrapped
 from catseg_training.interruption import TerminationNotice
 from catseg_training.loop import NonFiniteError, train
+from catseg_training.processes import build_accelerator
 from catseg_training.report.card import TrainingData
 from catseg_training.report.hub import create_repository, upload
 from catseg_training.report.results import write_results
@@ -52,39 +49,30 @@ from catseg_training.start import start_run
 
 logger = get_logger("catseg_training")
 
-# Other processes wait for the main one while it writes, or scores with evaluate's metric.
-TIMEOUT = timedelta(hours=3)
-
 
 @reports_errors
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns its exit status."""
     args = parse_arguments(arguments, __doc__)
-    accelerator = build_accelerator(args)
+    accelerator = build_run_accelerator(args)
     with logging_redirect_tqdm(), TerminationNotice(accelerator) as notice:
         is_done = (evaluate_only if args.eval_only else train_and_save)(args, accelerator, notice)
     accelerator.end_training()
     return 0 if is_done else notice.exit_status
 
 
-def build_accelerator(args: TrainArguments) -> Accelerator:
-    accelerator = Accelerator(
-        # Without being told, accelerate lets several processes on processors run as if each were alone.
-        cpu=not torch.accelerator.is_available(),
+def build_run_accelerator(args: TrainArguments) -> Accelerator:
+    accelerator = build_accelerator(
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         mixed_precision=args.mixed_precision,
         log_with=choose_trackers(args.report_to),
         project_config=ProjectConfiguration(str(args.output_dir), logging_dir=str(args.output_dir / "logs")),
         # The scheduler counts optimizer steps, not those of all processes together.
         step_scheduler_with_optimizer=False,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
     )
     save_unwrapped(accelerator)
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
-    logging.getLogger("catseg_training").setLevel(logging.INFO)
     if not accelerator.is_main_process:
         datasets.disable_progress_bars()
-        transformers.utils.logging.disable_progress_bar()
     set_seed(args.seed)
     return accelerator
 

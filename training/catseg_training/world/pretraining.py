@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
@@ -19,6 +18,7 @@ from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from catseg_hf.errors import UserError
 from catseg_hf.modeling_catseg import cost_volume, dense_image_features
 
+from ..processes import build_accelerator
 from .captions import PROMPT
 from .contrastive import ContrastivePretraining, image_embeds, text_embeds
 from .glyphs import GlyphCache
@@ -239,7 +239,7 @@ def pretrain(
                 f"A phase has {phase.num_scenes} scenes, fewer than its batch of {phase.batch_size}: give it more "
                 "scenes or smaller batches."
             )
-    accelerator = Accelerator()
+    accelerator = build_accelerator()
     state_file = output_dir / STATE_FILE
     if output_dir.exists() and any(output_dir.iterdir()) and not state_file.exists():
         raise UserError(f"The folder {output_dir} exists and holds no unfinished run: name another, or remove it.")

@@ -1,0 +1,34 @@
+"""The processes that train or evaluate together, with what accelerate makes of them."""
+
+import logging
+from datetime import timedelta
+from typing import Any
+
+import torch
+import transformers
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
+
+
+# Other processes wait for the main one while it writes, or scores with evaluate's metric.
+TIMEOUT = timedelta(hours=3)
+
+
+def build_accelerator(**options: Any) -> Accelerator:
+    """
+    An `Accelerator` for this process, under any launcher and on any device, and the main process's messages on screen.
+
+    Args:
+        options: Further arguments of `Accelerator`.
+    """
+    accelerator = Accelerator(
+        # Without being told, accelerate lets several processes on CPU run as if each were alone.
+        cpu=not torch.accelerator.is_available(),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
+        **options,
+    )
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("catseg_training").setLevel(logging.INFO)
+    if not accelerator.is_main_process:
+        transformers.utils.logging.disable_progress_bar()
+    return accelerator
