@@ -139,6 +139,7 @@ def main():
         **{name: value for name, value in vars(arguments).items() if name != "json"},
         "classes": len(benchmark.class_names),
         "machine": machine(device),
+        "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "load_average": [load_before, os.getloadavg()[0]],
         "images_per_second": best,

@@ -1,6 +1,7 @@
 """Evaluation during and after training: every image once, at its own size."""
 
 import sys
+import threading
 from importlib.util import module_from_spec, spec_from_file_location
 from types import ModuleType
 
@@ -10,13 +11,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
 
-from catseg_training import evaluation, metric
+from catseg_training import evaluation, inference, metric
 from catseg_training.data.examples import EvaluationImages
 from catseg_training.data.sources import load_segmentation_data
 from catseg_training.evaluation import evaluate_model
-from catseg_training.inference import Share, load_batches
+from catseg_training.inference import Share, load_batches, segment_images
 from catseg_training.metric import load_metric
 from catseg_training.model import load_checkpoint
+from catseg_training.views import Views
 from tiny_training import CLASSES, save_checkpoint, write_pairs
 
 
@@ -80,6 +82,34 @@ def test_shared_by_processes(world_size, batch_size, loaded, images):
         counted += [example["name"] for _, examples in batches for example in examples]
     assert len(num_batches) == 1
     assert sorted(counted) == sorted(images[index]["name"] for index in range(len(images)))
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_arg_max_beside_the_model(flip, loaded, images, monkeypatch):
+    """An image's classes are found while the model is at the next image."""
+    model, processor = loaded
+    changed, num_calls, is_ahead = threading.Condition(), [0], []
+
+    def begin(*arguments):
+        with changed:
+            num_calls[0] += 1
+            changed.notify()
+
+    def arg_max(*arguments, original=inference._most_probable_class):
+        following = min(len(is_ahead) + 1, len(images) - 1)
+        with changed:
+            is_ahead.append(changed.wait_for(lambda: num_calls[0] > following * (1 + flip), timeout=20))
+        return original(*arguments)
+
+    monkeypatch.setattr(inference, "_most_probable_class", arg_max)
+    hook = model.register_forward_pre_hook(begin)
+    try:
+        views = Views(sliding_window=False, flip=flip)
+        segmented = list(segment_images(model.eval(), processor, images, torch.device("cpu"), views=views))
+    finally:
+        hook.remove()
+    assert is_ahead == [True] * len(images)
+    assert [example["name"] for (example,) in segmented] == [images[index]["name"] for index in range(len(images))]
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -11,7 +11,7 @@ Both classes share everything but step 1: Pillow does it in `CATSegImageProcesso
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from functools import reduce
 from operator import index as as_index
@@ -622,22 +622,22 @@ def _most_probable_class(logits: torch.Tensor, size: tuple[int, int]) -> tuple[t
 def _possible_classes(logits: torch.Tensor) -> torch.Tensor:
     """
     Indices of the classes that may be the most probable one somewhere, whatever size the probabilities of the logits
-    (T, h, w) are resized to. Between pixels they lie between those of the pixels: in a cell, a class whose largest one
-    is below the smallest one of another class loses.
+    (T, h, w) are resized to. Between four pixels, probabilities are a weighted mean of those at the pixels, with one
+    set of weights for all classes: a class loses there if at each pixel it is below the mean of the four winners.
     """
-    chunks = logits.split(max(1, _MAX_CELLS // logits[0].numel()))
-    smallest = reduce(torch.maximum, (_combine_cells(chunk, torch.minimum).amax(dim=0) for chunk in chunks))
-    probability = smallest.double().sigmoid() * (1 - _ROUNDING) - torch.finfo(torch.float32).tiny
-    to_reach = probability.clamp(min=0).logit().float()
-    loses = [(_combine_cells(chunk, torch.maximum) < to_reach).flatten(1).all(dim=1) for chunk in chunks]
+    rows, columns = (torch.arange(side + 1).clamp(max=side - 1) for side in logits.shape[1:])
+    corners = [(i, j) for i in (rows[:-1, None], rows[1:, None]) for j in (columns[:-1], columns[1:])]
+    winner = logits.max(dim=0).indices
+    winners = torch.stack([winner[corner] for corner in corners])
+    means = torch.stack([logits[(winners, *corner)].double().sigmoid().mean(dim=0) for corner in corners])
+    to_reach = (means * (1 - _ROUNDING) - torch.finfo(torch.float32).tiny).clamp(min=0).logit().float()
+    loses = []
+    for chunk in logits.split(max(1, _MAX_CELLS // winner.numel())):
+        values = F.pad(chunk.float(), (0, 1, 0, 1), mode="replicate")
+        at_corners = (values[:, :-1, :-1], values[:, :-1, 1:], values[:, 1:, :-1], values[:, 1:, 1:])
+        lead = reduce(torch.maximum, map(torch.sub, at_corners, to_reach))
+        loses.append(lead.flatten(1).amax(dim=1) < 0)
     return torch.cat(loses).logical_not().nonzero()[:, 0]
-
-
-def _combine_cells(values: torch.Tensor, combine: Callable) -> torch.Tensor:
-    """Of (T, h, w): in each place a pixel combined with its neighbours to the right and below."""
-    values = F.pad(values.float(), (0, 1, 0, 1), mode="replicate")
-    rows = combine(values[:, :-1], values[:, 1:])
-    return combine(rows[..., :-1], rows[..., 1:])
 
 
 class CATSegImageProcessorPil(_CATSegImageProcessing, PilBackend):

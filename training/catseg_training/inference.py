@@ -1,9 +1,10 @@
 """Segments a dataset's images: shared between processes, batch by batch, in one view of each image or in several."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +24,10 @@ logger = logging.getLogger(__name__)
 
 # Of one prompt that occurs twice, the logits differ by rounding only, in bfloat16 too.
 MAX_ROUNDING = 0.1
+
+Step, Result = TypeVar("Step"), TypeVar("Result")
+# Logits (T, h, w), or probabilities over all views, None without an image.
+Outputs = Iterable[torch.Tensor | MeanProbabilities | None]
 
 
 @dataclass(frozen=True)
@@ -186,48 +191,64 @@ def segment_images(
             Classes that have the same prompt as a class of a lower index, and that index, which wins ties.
 
     Yields:
-        `list[dict]`: The examples of a batch, with `prediction` (H, W), int64, a tensor on the device.
+        `list[dict]`: The examples of a batch, with `prediction` (H, W), int64, a tensor on the device. It is made in a
+            thread while the model is at the next batch.
     """
     batched_model = _BatchedModel(model, views.sliding_window, share, exact)
 
     def logits_of(inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return _with_ties(batched_model(inputs), repeated_prompts or {})
 
-    prepare, pin_memory = _ViewMaker(processor, views), device.type == "cuda"
-    for inputs, examples in load_batches(dataset, share, batch_size, num_workers, prepare, pin_memory):
-        inputs = [
-            {name: pixels.to(device, non_blocking=True) for name, pixels in of_view.items()} for of_view in inputs
-        ]
-        if views.is_single:
-            predictions = [
-                _most_probable_class(processor, logits, example)
-                for logits, example in zip(logits_of(inputs[0]), examples, strict=False)
+    def run_model() -> Iterator[tuple[list[dict[str, Any]], Outputs]]:
+        prepare, pin_memory = _ViewMaker(processor, views), device.type == "cuda"
+        for inputs, examples in load_batches(dataset, share, batch_size, num_workers, prepare, pin_memory):
+            inputs = [
+                {name: pixels.to(device, non_blocking=True) for name, pixels in of_view.items()} for of_view in inputs
             ]
-        else:
-            predictions = _averaged(logits_of, inputs, examples, views)
-        for example, prediction in zip(examples, predictions, strict=True):
-            if prediction is not None:
-                example["prediction"] = prediction
-        yield examples
+            yield (
+                examples,
+                logits_of(inputs[0]) if views.is_single else _mean_probabilities(logits_of, inputs, examples, views),
+            )
+
+    def add_predictions(batch: tuple[list[dict[str, Any]], Outputs]) -> list[dict[str, Any]]:
+        for example, output in zip(*batch, strict=False):
+            if "image" in example:
+                example["prediction"] = _most_probable_class(processor, output, example["label"].shape)
+        return batch[0]
+
+    yield from _beside(add_predictions, run_model())
+
+
+def _beside(function: Callable[[Step], Result], steps: Iterable[Step]) -> Iterator[Result]:
+    """What the function makes of each step, in a thread of its own: it goes on while the next step is made."""
+    with ThreadPoolExecutor(1) as thread:
+        unfinished = None
+        for step in steps:
+            following = thread.submit(function, step)
+            if unfinished is not None:
+                yield unfinished.result()
+            unfinished = following
+        if unfinished is not None:
+            yield unfinished.result()
 
 
 def _most_probable_class(
-    processor: CATSegProcessor, logits: torch.Tensor, example: Mapping[str, Any]
-) -> torch.Tensor | None:
-    """Classes (H, W) of an image with logits (T, h, w), None if there was no image."""
-    if "image" not in example:
-        return None
-    outputs = SemanticSegmenterOutput(logits=logits[None])
-    return processor.post_process_semantic_segmentation(outputs, target_sizes=[example["label"].shape])[0]
+    processor: CATSegProcessor, output: torch.Tensor | MeanProbabilities, size: tuple[int, int]
+) -> torch.Tensor:
+    """Classes (H, W) of an image with logits (T, h, w), or with probabilities over all views."""
+    if isinstance(output, MeanProbabilities):
+        return output.most_probable_class()
+    outputs = SemanticSegmenterOutput(logits=output[None])
+    return processor.post_process_semantic_segmentation(outputs, target_sizes=[size])[0]
 
 
-def _averaged(
+def _mean_probabilities(
     logits_of: Callable,
     inputs: list[Mapping[str, torch.Tensor]],
     examples: list[Mapping[str, Any]],
     views: Views,
-) -> list[torch.Tensor | None]:
-    """Classes (H, W) of each image by the mean probabilities of all views, None if there was no image."""
+) -> list[MeanProbabilities | None]:
+    """Each image's probabilities over all views, None if there was no image."""
     means = [MeanProbabilities(views, *example["label"].shape) if "image" in example else None for example in examples]
     for view, of_view in zip(views.parts, inputs, strict=True):
         for flip in (False, True) if views.flip else (False,):
@@ -235,7 +256,7 @@ def _averaged(
             for mean, of_image in zip(means, logits.flip(-1) if flip else logits, strict=False):
                 if mean is not None:
                     mean.add(view, of_image)
-    return [None if mean is None else mean.most_probable_class() for mean in means]
+    return means
 
 
 def _with_ties(logits: torch.Tensor, repeated_prompts: Mapping[int, int]) -> torch.Tensor:
