@@ -102,6 +102,7 @@ def test_arg_max_beside_the_model(flip, loaded, images, monkeypatch):
         return original(*arguments)
 
     monkeypatch.setattr(inference, "_most_probable_class", arg_max)
+    monkeypatch.setattr(inference.os, "cpu_count", lambda: torch.get_num_threads() + 1)
     hook = model.register_forward_pre_hook(begin)
     try:
         views = Views(sliding_window=False, flip=flip)
@@ -110,6 +111,19 @@ def test_arg_max_beside_the_model(flip, loaded, images, monkeypatch):
         hook.remove()
     assert is_ahead == [True] * len(images)
     assert [example["name"] for (example,) in segmented] == [images[index]["name"] for index in range(len(images))]
+
+
+def test_no_core_for_the_arg_max(loaded, images, monkeypatch):
+    """Where the model uses all cores, classes are found in its own thread, with all cores as well."""
+    model, processor = loaded
+    threads = []
+    original = inference._most_probable_class
+    monkeypatch.setattr(
+        inference, "_most_probable_class", lambda *args: threads.append(threading.get_ident()) or original(*args)
+    )
+    monkeypatch.setattr(inference.os, "cpu_count", torch.get_num_threads)
+    list(segment_images(model.eval(), processor, images, torch.device("cpu"), views=Views(False)))
+    assert set(threads) == {threading.get_ident()}
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -1,6 +1,7 @@
 """Segments a dataset's images: shared between processes, batch by batch, in one view of each image or in several."""
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -191,8 +192,8 @@ def segment_images(
             Classes that have the same prompt as a class of a lower index, and that index, which wins ties.
 
     Yields:
-        `list[dict]`: The examples of a batch, with `prediction` (H, W), int64, a tensor on the device. It is made in a
-            thread while the model is at the next batch.
+        `list[dict]`: The examples of a batch, with `prediction` (H, W), int64, a tensor on the device. Where the
+            model leaves a core free, it is made while the model is at the next batch.
     """
     batched_model = _BatchedModel(model, views.sliding_window, share, exact)
 
@@ -216,12 +217,18 @@ def segment_images(
                 example["prediction"] = _most_probable_class(processor, output, example["label"].shape)
         return batch[0]
 
-    yield from _beside(add_predictions, run_model())
+    has_free_core = device.type != "cpu" or torch.get_num_threads() < (os.cpu_count() or 1)
+    yield from (_beside if has_free_core else map)(add_predictions, run_model())
 
 
 def _beside(function: Callable[[Step], Result], steps: Iterable[Step]) -> Iterator[Result]:
-    """What the function makes of each step, in a thread of its own: it goes on while the next step is made."""
-    with ThreadPoolExecutor(1) as thread:
+    """
+    What the function makes of each step, in a thread of its own: it goes on while the next step is made.
+
+    It has one core. A second team of OpenMP's threads would make the model's own wait for each other differently, and
+    take longer, even while it has nothing to do.
+    """
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as thread:
         unfinished = None
         for step in steps:
             following = thread.submit(function, step)
