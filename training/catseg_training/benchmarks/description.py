@@ -86,10 +86,10 @@ class Benchmark:
         table[list(self.label_map)] = list(self.label_map.values())
         return table
 
-    @cached_property
-    def prediction_table(self) -> np.ndarray:
-        """(number of names,) int64: from the vocabulary's indices to scored classes."""
-        return np.minimum(np.arange(len(self.vocabulary)), len(self.class_names) - 1)
+    @property
+    def last_class(self) -> int:
+        """The last scored class, which stands for all later names of the vocabulary as well."""
+        return len(self.class_names) - 1
 
     @cached_property
     def repeated_prompts(self) -> dict[int, int]:
