@@ -172,3 +172,16 @@ def encode_lengths(lengths: list[int]) -> str:
             if is_last:
                 break
     return text
+
+
+def write_own_benchmark(folder: Path) -> Path:
+    """Seven images of several sizes with four classes; returns the file that describes them."""
+    for index in range(7):
+        (stored,) = stored_maps("pascal_voc_20", index, sizes=[(20 + index, 30 - 2 * index)]).values()
+        write_image(folder / "images" / f"{index}.jpg", stored)
+        save_ids(folder / "labels" / f"{index}.png", stored)
+    description = {"name": "own", "vocabulary": ["cat", "sofa", "sky", "road"], "images": "images", "labels": "labels"}
+    description["label_map"] = {"0": 255, "1": 0, "15": 1, "20": 3}
+    file = folder / "own.json"
+    file.write_text(json.dumps(description))
+    return file

@@ -59,6 +59,19 @@ def processor() -> CATSegProcessor:
     return CATSegProcessor(CATSegImageProcessorPil(image_size=96), tiny_tokenizer())
 
 
+@pytest.fixture(scope="session")
+def small_checkpoint(original_state_dict, processor, tmp_path_factory) -> Path:
+    """The small checkpoint as a folder, with a vocabulary and without the sliding window."""
+    model = converted_model(original_state_dict)
+    labels = ["cat", "sofa", "sky", "tree, oak"]
+    model.set_vocabulary(labels, processor(text=labels).input_ids)
+    model.config.sliding_window = False
+    folder = tmp_path_factory.mktemp("small") / "checkpoint"
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
 def model_with_vocabulary(model, processor) -> CATSegForSemanticSegmentation:
     labels = ["cat", "sofa", "sky", "tree, oak"]

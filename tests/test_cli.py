@@ -30,18 +30,9 @@ from catseg_hf.visualization import class_color, draw_segmentation
 PICTURE = Path(__file__).parent / "fixtures" / "picture.png"
 
 
-@pytest.fixture(scope="module")
-def checkpoint(original_state_dict, processor, tmp_path_factory):
-    from conftest import converted_model
-
-    model = converted_model(original_state_dict)
-    labels = ["cat", "sofa", "sky", "tree, oak"]
-    model.set_vocabulary(labels, processor(text=labels).input_ids)
-    model.config.sliding_window = False
-    folder = tmp_path_factory.mktemp("cli") / "checkpoint"
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return str(folder)
+@pytest.fixture
+def checkpoint(small_checkpoint) -> str:
+    return str(small_checkpoint)
 
 
 @pytest.fixture

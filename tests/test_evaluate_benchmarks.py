@@ -20,7 +20,7 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 import evaluate_benchmarks
-from benchmark_folders import LABELS, expected_labels, save_ids, stored_maps, write_benchmark, write_image
+from benchmark_folders import LABELS, expected_labels, stored_maps, write_benchmark, write_own_benchmark
 from catseg_hf import CATSegForSemanticSegmentation, CATSegProcessor, load_vocabulary
 from catseg_training.benchmarks import evaluation
 from catseg_training.benchmarks.charts import confused_classes
@@ -287,15 +287,7 @@ def test_images_with_nothing_to_score(name, checkpoint, tmp_path, without_report
 def own(tmp_path_factory) -> SimpleNamespace:
     """Images of several sizes with few classes: their `folder` and the `file` that describes them."""
     folder = tmp_path_factory.mktemp("own")
-    for index in range(7):
-        (stored,) = stored_maps("pascal_voc_20", index, sizes=[(20 + index, 30 - 2 * index)]).values()
-        write_image(folder / "images" / f"{index}.jpg", stored)
-        save_ids(folder / "labels" / f"{index}.png", stored)
-    description = {"name": "own", "vocabulary": ["cat", "sofa", "sky", "road"], "images": "images", "labels": "labels"}
-    description["label_map"] = {"0": 255, "1": 0, "15": 1, "20": 3}
-    file = folder / "own.json"
-    file.write_text(json.dumps(description))
-    return SimpleNamespace(folder=folder, file=file)
+    return SimpleNamespace(folder=folder, file=write_own_benchmark(folder))
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmark_folders import save_ids, stored_maps, write_image
+from benchmark_folders import write_own_benchmark
 from tiny_training import TrainingDriver, save_checkpoint
 
 
@@ -22,14 +22,7 @@ def driver():
 def command(tmp_path_factory) -> list:
     """Seven images of several sizes with four classes."""
     folder = tmp_path_factory.mktemp("own")
-    for index in range(7):
-        (stored,) = stored_maps("pascal_voc_20", index, sizes=[(20 + index, 30 - 2 * index)]).values()
-        write_image(folder / "images" / f"{index}.jpg", stored)
-        save_ids(folder / "labels" / f"{index}.png", stored)
-    description = {"name": "own", "vocabulary": ["cat", "sofa", "sky", "road"], "images": "images", "labels": "labels"}
-    description["label_map"] = {"0": 255, "1": 0, "15": 1, "20": 3}
-    file = folder / "own.json"
-    file.write_text(json.dumps(description))
+    file = write_own_benchmark(folder)
     model = save_checkpoint(tmp_path_factory.mktemp("checkpoint"))
     command = ["--model", model, "--data_root", folder, "--benchmarks", file, "--save_seconds", 0]
     return [*command, "--batch_size", 1, "--dataloader_num_workers", 0, "--no-sliding_window"]

@@ -35,23 +35,8 @@ LABELS = ["cat", "sofa", "wall"]
 
 
 @pytest.fixture(scope="module")
-def checkpoint(original_state_dict, processor, tmp_path_factory):
-    from conftest import converted_model
-
-    model = converted_model(original_state_dict)
-    labels = ["cat", "sofa", "sky", "tree, oak"]
-    model.set_vocabulary(labels, processor(text=labels).input_ids)
-    # One look at each image: what the pipeline adds does not depend on the sliding window.
-    model.config.sliding_window = False
-    folder = tmp_path_factory.mktemp("pipeline") / "checkpoint"
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def shared_segmenter(checkpoint):
-    return pipeline(TASK, model=str(checkpoint), device="cpu")
+def shared_segmenter(small_checkpoint):
+    return pipeline(TASK, model=str(small_checkpoint), device="cpu")
 
 
 @pytest.fixture
@@ -63,9 +48,9 @@ def segmenter(shared_segmenter):
 
 
 @pytest.fixture
-def own_segmenter(checkpoint):
+def own_segmenter(small_checkpoint):
     """For tests that change the model."""
-    return pipeline(TASK, model=str(checkpoint), device="cpu")
+    return pipeline(TASK, model=str(small_checkpoint), device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -157,8 +142,8 @@ def test_without_labels_the_checkpoint_decides(own_segmenter, image):
     assert_same(segmenter(image), segmenter(image, labels))
 
 
-def test_labels_given_at_construction_are_defaults(checkpoint, image):
-    segmenter = pipeline(TASK, model=str(checkpoint), candidate_labels="cat, sofa", threshold=0.0)
+def test_labels_given_at_construction_are_defaults(small_checkpoint, image):
+    segmenter = pipeline(TASK, model=str(small_checkpoint), candidate_labels="cat, sofa", threshold=0.0)
     expected = segmenter(image, ["cat", "sofa"])
     assert_same(segmenter(image), expected)
     assert {segment["label"] for segment in segmenter(image, "wall")} == {"wall"}
@@ -213,13 +198,13 @@ def test_top_k(segmenter, image):
         assert_same(segmenter(image, LABELS, top_k=top_k), segments[:top_k])
 
 
-def test_the_model_and_the_processor_alone_are_enough(checkpoint, image, segmenter):
+def test_the_model_and_the_processor_alone_are_enough(small_checkpoint, image, segmenter):
     expected = segmenter(image, LABELS)
-    model = CATSegForSemanticSegmentation.from_pretrained(checkpoint).train()
-    processor = AutoProcessor.from_pretrained(checkpoint)
+    model = CATSegForSemanticSegmentation.from_pretrained(small_checkpoint).train()
+    processor = AutoProcessor.from_pretrained(small_checkpoint)
     assert_same(OpenVocabularySegmentationPipeline(model=model, processor=processor)(image, LABELS), expected)
     of_another_task = pipeline(
-        "image-segmentation", model=str(checkpoint), pipeline_class=OpenVocabularySegmentationPipeline
+        "image-segmentation", model=str(small_checkpoint), pipeline_class=OpenVocabularySegmentationPipeline
     )
     assert type(of_another_task) is OpenVocabularySegmentationPipeline
     assert_same(of_another_task(image, LABELS), expected)
@@ -374,8 +359,8 @@ def test_labels_of_one_call_never_reach_another(segmenter, images):
         assert_same(actual, wanted)
 
 
-def test_threads_may_meet_in_an_unused_tokenizer(checkpoint, image):
-    segmenter = pipeline(TASK, model=str(checkpoint))
+def test_threads_may_meet_in_an_unused_tokenizer(small_checkpoint, image):
+    segmenter = pipeline(TASK, model=str(small_checkpoint))
     work = [[f"thing {first}", f"thing {first + 1}"] for first in range(8)]
     with ThreadPoolExecutor(8) as threads:
         results = list(threads.map(lambda labels: segmenter(image, labels), work))
@@ -408,8 +393,8 @@ def test_labels_are_segmented_together(own_segmenter, image, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", torch.float16])
-def test_dtype(checkpoint, image, segmenter, dtype):
-    half = pipeline(TASK, model=str(checkpoint), dtype=dtype)
+def test_dtype(small_checkpoint, image, segmenter, dtype):
+    half = pipeline(TASK, model=str(small_checkpoint), dtype=dtype)
     assert half.model.dtype == (getattr(torch, dtype) if isinstance(dtype, str) else dtype)
     result = half([image, image], LABELS, batch_size=2, return_segmentation_map=True)[0]
     expected = segmenter(image, LABELS, return_segmentation_map=True)
@@ -419,8 +404,8 @@ def test_dtype(checkpoint, image, segmenter, dtype):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_gpu(checkpoint, images, segmenter, dtype):
-    on_gpu = pipeline(TASK, model=str(checkpoint), device="cuda:0", dtype=dtype)
+def test_gpu(small_checkpoint, images, segmenter, dtype):
+    on_gpu = pipeline(TASK, model=str(small_checkpoint), device="cuda:0", dtype=dtype)
     assert on_gpu.model.device.type == "cuda"
     results = on_gpu(images, LABELS, batch_size=2, return_segmentation_map=True)
     for result, image in zip(results, images, strict=True):
@@ -529,17 +514,17 @@ def test_unknown_argument(segmenter, image):
         segmenter(image, LABELS, treshold=0.5)
 
 
-def test_other_models_are_refused(checkpoint, processor):
-    base = CATSegModel.from_pretrained(checkpoint)
+def test_other_models_are_refused(small_checkpoint, processor):
+    base = CATSegModel.from_pretrained(small_checkpoint)
     with pytest.raises(ValueError, match="CATSegModel.*only CATSegForSemanticSegmentation"):
         OpenVocabularySegmentationPipeline(model=base, processor=processor)
-    model = CATSegForSemanticSegmentation.from_pretrained(checkpoint)
+    model = CATSegForSemanticSegmentation.from_pretrained(small_checkpoint)
     with pytest.raises(ValueError, match="NoneType, but a CATSegProcessor is needed"):
         OpenVocabularySegmentationPipeline(model=model)
 
 
-def test_built_in_pipeline(checkpoint, image, segmenter, caplog, capfd):
-    built_in = pipeline("image-segmentation", model=str(checkpoint))
+def test_built_in_pipeline(small_checkpoint, image, segmenter, caplog, capfd):
+    built_in = pipeline("image-segmentation", model=str(small_checkpoint))
     segments = built_in(image)
     assert "not supported" not in caplog.text + capfd.readouterr().err
     expected = {segment["label"]: segment["mask"] for segment in segmenter(image)}
@@ -548,7 +533,7 @@ def test_built_in_pipeline(checkpoint, image, segmenter, caplog, capfd):
         assert np.array_equal(np.array(segment["mask"]), np.array(expected[segment["label"]]))
 
     labels = ["mouse", "lamp"]
-    processor = AutoProcessor.from_pretrained(checkpoint)
+    processor = AutoProcessor.from_pretrained(small_checkpoint)
     built_in.model.set_vocabulary(labels, processor(text=labels).input_ids)
     assert {segment["label"] for segment in built_in(image)} <= set(labels)
 
@@ -626,11 +611,11 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, len(result), 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in other units elsewhere")
 @pytest.mark.parametrize("sliding_window", [False, True])
-def test_memory_of_many_labels_on_a_large_picture(checkpoint, tmp_path, sliding_window):
-    model = CATSegForSemanticSegmentation.from_pretrained(checkpoint)
+def test_memory_of_many_labels_on_a_large_picture(small_checkpoint, tmp_path, sliding_window):
+    model = CATSegForSemanticSegmentation.from_pretrained(small_checkpoint)
     model.config.sliding_window = sliding_window
     model.save_pretrained(tmp_path)
-    AutoProcessor.from_pretrained(checkpoint).save_pretrained(tmp_path)
+    AutoProcessor.from_pretrained(small_checkpoint).save_pretrained(tmp_path)
     command = [sys.executable, "-c", LARGE_PICTURE, tmp_path, PICTURE]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     kilobytes, num_segments, *size = map(int, output.split())
