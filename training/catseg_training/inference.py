@@ -217,7 +217,8 @@ def segment_images(
                 example["prediction"] = _most_probable_class(processor, output, example["label"].shape)
         return batch[0]
 
-    has_free_core = device.type != "cpu" or torch.get_num_threads() < (os.cpu_count() or 1)
+    num_threads = share.world_size * torch.get_num_threads()
+    has_free_core = device.type != "cpu" or num_threads < (os.cpu_count() or 1)
     yield from (_beside if has_free_core else map)(add_predictions, run_model())
 
 
