@@ -518,6 +518,21 @@ def test_classes_that_win_nowhere_are_left_out(processor, size, contrast):
     assert torch.equal(segmentation, resized_probabilities(logits[0], size).argmax(dim=0))
 
 
+@pytest.mark.parametrize("shape", [(2, 3), (3, 2), (1, 4), (4, 1)])
+def test_classes_that_win_between_pixels_only(processor, shape):
+    """They lose at every pixel of the model's map, but are second at neighbours that different classes win."""
+    num_between = 0
+    for seed in range(100):
+        logits = 3 * torch.randn(6, *shape, generator=torch.Generator().manual_seed(seed))
+        (segmentation,) = processor.post_process_semantic_segmentation(
+            SimpleNamespace(logits=logits[None]), [(23, 31)]
+        )
+        expected = resized_probabilities(logits, (23, 31)).argmax(dim=0)
+        assert torch.equal(segmentation, expected), seed
+        num_between += len(set(expected.unique().tolist()) - set(logits.argmax(dim=0).unique().tolist()))
+    assert num_between > 5
+
+
 @pytest.mark.parametrize("size", [None, [(9, 14)]])
 @pytest.mark.parametrize("scores", [False, True])
 @pytest.mark.parametrize("origin", ["graph", "leaf", "inference"])
