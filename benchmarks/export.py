@@ -27,16 +27,28 @@ from measure import ARCHITECTURES, ROOT, build_model, machine, measure, random_i
 
 
 SCENES = ROOT / "tests" / "fixtures" / "emoji_world"
-EXPORTED = {"onnx": ("onnx", None), "onnx_int8": ("onnx", "int8"), "openvino": ("openvino", None)}
+# Format, quantisation and files of the exported variants.
+EXPORTED = {
+    "onnx": ("onnx", None, "*.onnx*"),
+    "onnx_int8": ("onnx", "int8", "*.onnx*"),
+    "openvino": ("openvino", None, "*.bin"),
+    "torch_export": ("torch_export", None, "*.pt2"),
+    "executorch": ("executorch", None, "*.pte"),
+}
 Segment = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def build_variant(name: str, model: CATSegForSemanticSegmentation) -> tuple[Segment, float]:
+def build_variant(name: str, model: CATSegForSemanticSegmentation, num_classes: int) -> tuple[Segment, float]:
     """How a variant of a model makes logits of pixels and text features, and the size of its files in megabytes."""
     if name in EXPORTED:
-        exported = export_graphs(model, *EXPORTED[name])
-        size = size_mb(exported.save_pretrained, "*.bin" if name == "openvino" else "*.onnx*")
-        run = exported.runners["segmenter"]
+        export_format, quantize, files = EXPORTED[name]
+        sizes = (1, num_classes) if export_format == "executorch" else None
+        exported = export_graphs(model, export_format, quantize, sizes)
+        size = size_mb(exported.save_pretrained, files)
+        segmenter = exported.runners["segmenter"]
+
+        def run(exported=exported, **inputs):  # which must outlive ExecuTorch's runner
+            return segmenter(**inputs)
     else:
         model = quantized(model) if name == "pytorch_int8" else model
         size = size_mb(model.save_pretrained, "*.safetensors")
@@ -92,7 +104,7 @@ def main():
     def rows(model: CATSegForSemanticSegmentation, pixel_values: torch.Tensor, text_embeds: torch.Tensor) -> dict:
         results, expected = {}, None
         for name in ("pytorch", *arguments.variants):
-            segment, size = build_variant(name, model)
+            segment, size = build_variant(name, model, len(text_embeds))
             seconds, peak, logits = measure(partial(segment, pixel_values, text_embeds), "cpu", arguments.repeats)
             results[name] = {"seconds": seconds, "peak_memory_mb": peak, "size_mb": size}
             expected = logits.sigmoid() if expected is None else expected
