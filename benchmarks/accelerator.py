@@ -46,6 +46,7 @@ class Variant:
         views_at_once (`int`, *optional*): `config.sliding_window_batch_size`.
         max_classes (`int`, *optional*): `config.max_classes_per_image`.
         recomputation (`bool`): Whether training computes activations again, as it does by default.
+        channels_last (`bool`): Whether images and the weights of convolutions have the channels innermost.
     """
 
     precision: str = FLOAT32
@@ -53,17 +54,20 @@ class Variant:
     views_at_once: int | None = None
     max_classes: int | None = None
     recomputation: bool = True
+    channels_last: bool = False
 
 
 PRECISIONS = [Variant(), Variant(AUTOCAST), Variant(BFLOAT16)]
 VIEWS = [*PRECISIONS, Variant(views_at_once=1), Variant(AUTOCAST, views_at_once=1)]
 STEPS = [Variant(), Variant(AUTOCAST), Variant(recomputation=False), Variant(AUTOCAST, recomputation=False)]
 COMPILED = [Variant(AUTOCAST, "reduce-overhead"), Variant(FLOAT32, "reduce-overhead"), Variant(AUTOCAST, "default")]
+CHANNELS_LAST = [Variant(channels_last=True), Variant(AUTOCAST, channels_last=True)]
 LIMITS = [Variant(AUTOCAST, max_classes=limit) for limit in (None, 128, 64, 32)]
 PLAN = [
     (Workload(CROP, 171), PRECISIONS),
     (Workload(CROP, 20), PRECISIONS),
     (Workload(SLIDING_WINDOW, 171), VIEWS),
+    (Workload(CROP, 171), CHANNELS_LAST),
     (Workload(TRAINING_STEP, 171), STEPS),
     (Workload(SLIDING_WINDOW, 20), VIEWS),
     (Workload(SLIDING_WINDOW, 847), LIMITS),
@@ -125,6 +129,9 @@ class Runner:
             pixel_values, text_embeds = self.inputs(workload)
             if variant.precision == BFLOAT16:
                 model, pixel_values = model.to(torch.bfloat16), pixel_values.to(torch.bfloat16)
+            if variant.channels_last:
+                model = model.to(memory_format=torch.channels_last)
+                pixel_values = pixel_values.to(memory_format=torch.channels_last)
             forward = model
             if variant.compile_mode is not None:
                 forward = torch.compile(model, fullgraph=True, dynamic=False, mode=variant.compile_mode)
