@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--dataloader_num_workers", type=positive(int), default=1, help="that draw scenes, for every process"
     )
     parser.add_argument("--save_steps", type=int, default=100)
-    parser.add_argument("--validation_steps", type=int, default=100)
+    parser.add_argument("--validation_steps", type=int, default=250)
     options = parser.parse_args(arguments)
     recipe = read_json(options.recipe)
     phases = [

@@ -220,7 +220,7 @@ def pretrain(
     output_dir: Path,
     glyphs: GlyphCache,
     save_steps: int = 100,
-    validation_steps: int = 100,
+    validation_steps: int = 250,
     num_validation_scenes: int = 128,
     num_workers: int = 1,
     log: Callable[[str], None] = print,
