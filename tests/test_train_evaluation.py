@@ -86,9 +86,9 @@ def test_shared_by_processes(world_size, batch_size, loaded, images):
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_arg_max_beside_the_model(flip, loaded, images, monkeypatch):
-    """An image's classes are found while the model is at the next image."""
+    """An image's classes are found while the model is at the next image, by one thread: no second team of them."""
     model, processor = loaded
-    changed, num_calls, is_ahead = threading.Condition(), [0], []
+    changed, num_calls, is_ahead, num_threads = threading.Condition(), [0], [], []
 
     def begin(*arguments):
         with changed:
@@ -99,17 +99,21 @@ def test_arg_max_beside_the_model(flip, loaded, images, monkeypatch):
         following = min(len(is_ahead) + 1, len(images) - 1)
         with changed:
             is_ahead.append(changed.wait_for(lambda: num_calls[0] > following * (1 + flip), timeout=20))
+        num_threads.append(torch.get_num_threads())
         return original(*arguments)
 
     monkeypatch.setattr(inference, "_most_probable_class", arg_max)
-    monkeypatch.setattr(inference.os, "cpu_count", lambda: torch.get_num_threads() + 1)
-    hook = model.register_forward_pre_hook(begin)
+    monkeypatch.setattr(inference.os, "cpu_count", lambda: 3)
+    hook, threads_before = model.register_forward_pre_hook(begin), torch.get_num_threads()
+    torch.set_num_threads(2)
     try:
         views = Views(sliding_window=False, flip=flip)
         segmented = list(segment_images(model.eval(), processor, images, torch.device("cpu"), views=views))
+        assert torch.get_num_threads() == 2
     finally:
         hook.remove()
-    assert is_ahead == [True] * len(images)
+        torch.set_num_threads(threads_before)
+    assert is_ahead == [True] * len(images) and num_threads == [1] * len(images)
     assert [example["name"] for (example,) in segmented] == [images[index]["name"] for index in range(len(images))]
 
 
