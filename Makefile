@@ -52,14 +52,16 @@ quality: $(VENV)/.test
 	$(BIN)/ruff format --check .
 
 # Trains the model that is shipped, from nothing. A run that was stopped goes on when this is called again.
-# On a GPU: make embedded-model PROCESSES=1 WORKERS=12
+# On a GPU: make embedded-model PROCESSES=1 WORKERS=12 PRECISION=no
 WORLD := embedded-model
 SHIPPED := src/catseg_hf/embedded_model
 PROCESSES ?= 2
 WORKERS ?= 1
+PRECISION ?= $(if $(shell grep -so -m1 amx_bf16 /proc/cpuinfo),bf16,no)
 LAUNCH := OMP_NUM_THREADS=1 $(BIN)/python -m torch.distributed.run --nproc_per_node $(PROCESSES)
 DRAW := $(BIN)/python training/emoji_world.py
-PRETRAIN := $(LAUNCH) training/pretrain_clip.py --dataloader_num_workers $(WORKERS)
+PRETRAIN := $(LAUNCH) training/pretrain_clip.py --dataloader_num_workers $(WORKERS) \
+	--mixed_precision $(PRECISION)
 EVALUATE := $(BIN)/python training/evaluate_world.py --json $(WORLD)/results.json
 FINE_TUNE = $(LAUNCH) training/train.py --config_overrides training/catseg_training/world/catseg.json \
 	--prior_probability 0.05 --dataset_name $(WORLD)/scenes --vocabulary $(WORLD)/scenes/classes.json \

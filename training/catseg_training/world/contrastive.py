@@ -5,11 +5,24 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import CLIPModel
+from transformers import AttentionInterface, CLIPModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 
 BEST_PATCHES = 4
 MAX_LOGIT_SCALE = 100.0
+
+
+def attention_in_float32(
+    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args, **kwargs
+) -> tuple[torch.Tensor, None]:
+    """transformers' scaled dot product attention, in float32 also under autocast: on CPU its backward pass takes twice
+    as long in bfloat16."""
+    with torch.autocast(query.device.type, enabled=False):
+        return sdpa_attention_forward(module, query.float(), key.float(), value.float(), *args, **kwargs)
+
+
+AttentionInterface.register("sdpa_in_float32", attention_in_float32)
 
 
 def patch_states(clip: CLIPModel, pixel_values: torch.Tensor, corner: Sequence[int]) -> torch.Tensor:
@@ -79,13 +92,18 @@ class ContrastivePretraining(nn.Module):
         clip (`CLIPModel`): The model.
         word_ids (`torch.LongTensor` of shape `(T, L)`): The prompts of all words.
         patch_weight (`float`): Weight of the patches' losses beside the class token's. 0 leaves plain CLIP.
+        bfloat16 (`bool`): Autocasts the blocks of the image tower, but for their attention. The losses are in float32
+            either way.
     """
 
-    def __init__(self, clip: CLIPModel, word_ids: torch.Tensor, patch_weight: float = 1.0):
+    def __init__(self, clip: CLIPModel, word_ids: torch.Tensor, patch_weight: float = 1.0, bfloat16: bool = False):
         super().__init__()
+        if bfloat16:
+            clip.vision_model.set_attn_implementation("sdpa_in_float32")
         self.clip = clip
         self.word_ids = nn.Buffer(word_ids, persistent=False)
         self.patch_weight = patch_weight
+        self.bfloat16 = bfloat16
 
     def forward(
         self,
@@ -105,7 +123,9 @@ class ContrastivePretraining(nn.Module):
             The losses `"contrastive"` and, unless `patch_weight` is 0, `"word"`, `"purity"` and `"presence"`; their
             weighted sum `"loss"`.
         """
-        class_embeds, patch_embeds = image_embeds(self.clip, pixel_values, corner)
+        with torch.autocast(pixel_values.device.type, torch.bfloat16, enabled=self.bfloat16):
+            class_embeds, patch_embeds = image_embeds(self.clip, pixel_values, corner)
+        class_embeds, patch_embeds = class_embeds.float(), patch_embeds.float()
         scale = self.clip.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)
         class_embeds = F.normalize(class_embeds, dim=-1)
         logits = scale * class_embeds @ text_embeds(self.clip, caption_ids).T

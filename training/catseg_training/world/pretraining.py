@@ -58,6 +58,7 @@ class PretrainingConfig:
         phases: The curriculum.
         seed: Of the weights and the scenes.
         patch_weight: Weight of the patches' losses. 0 trains plain CLIP.
+        mixed_precision: `"no"` or `"bf16"`, of the image tower.
         learning_rate: AdamW's, for all but the blocks' matrices.
         muon_learning_rate: Muon's, for the blocks' matrices.
         warmup_steps, decay_steps: The first steps, in which the learning rates rise from 0, and the last, in which
@@ -67,6 +68,7 @@ class PretrainingConfig:
     phases: list[Phase]
     seed: int = 0
     patch_weight: float = 1.0
+    mixed_precision: str = "no"
     learning_rate: float = 2e-3
     muon_learning_rate: float = 4e-3
     weight_decay: float = 0.01
@@ -245,7 +247,9 @@ def pretrain(
         raise UserError(f"The folder {output_dir} exists and holds no unfinished run: name another, or remove it.")
     tokenizer = load_tokenizer()
     word_ids = tokenizer([PROMPT.format(word) for word in classes()], padding=True, return_tensors="pt").input_ids
-    model = ContrastivePretraining(build_clip(config, tokenizer), word_ids, config.patch_weight).to(accelerator.device)
+    model = ContrastivePretraining(
+        build_clip(config, tokenizer), word_ids, config.patch_weight, bfloat16=config.mixed_precision == "bf16"
+    ).to(accelerator.device)
     optimizers = build_optimizers(model.clip, config)
     steps = list(config.batches())
     first_step = 0
