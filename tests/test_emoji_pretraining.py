@@ -82,17 +82,39 @@ def test_embeds_are_those_of_clip_and_catseg(tokenizer):
         torch.testing.assert_close(patch_embeds, dense_image_features(clip, pixel_values, ())[0].flatten(1, 2))
 
 
-def test_plain_clip_leaves_the_patches_alone(tokenizer):
+@pytest.fixture
+def losses(tokenizer):
+    """Losses of two images, by the options of `ContrastivePretraining`."""
     word_ids = tokenizer(list(classes()), padding=True, return_tensors="pt").input_ids
     batch = {
         "pixel_values": torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)),
         "caption_ids": tokenizer(["a cat on grass", "a dog on sand"], padding=True, return_tensors="pt").input_ids,
         "caption_words": torch.nn.functional.one_hot(torch.tensor([3, 4]), len(classes())).bool(),
     }
-    plain = ContrastivePretraining(build_clip(tiny_config(), tokenizer), word_ids, patch_weight=0.0)(**batch)
-    weak = ContrastivePretraining(build_clip(tiny_config(), tokenizer), word_ids)(**batch)
+    return lambda **options: ContrastivePretraining(build_clip(tiny_config(), tokenizer), word_ids, **options)(**batch)
+
+
+def test_plain_clip_leaves_the_patches_alone(losses):
+    plain, weak = losses(patch_weight=0.0), losses()
     assert set(plain) == {"loss", "contrastive"} and plain["loss"] == plain["contrastive"]
     assert weak["loss"] > plain["loss"] and weak["purity"] > 0 and weak["presence"] > 0
+
+
+def test_bfloat16_is_for_the_image_tower_only(losses, monkeypatch):
+    attention, dtypes = torch.nn.functional.scaled_dot_product_attention, []
+
+    def record(query, *args, **kwargs):
+        dtypes.append(query.dtype)
+        return attention(query, *args, **kwargs)
+
+    exact = losses()
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", record)
+    rounded = losses(bfloat16=True)
+    # The image tower's first block, its last, in which only the class token attends, and the texts, twice.
+    assert dtypes == [torch.float32, torch.bfloat16, torch.float32, torch.float32]
+    for name, loss in exact.items():
+        assert loss != rounded[name]
+        torch.testing.assert_close(rounded[name], loss, rtol=1e-2, atol=0)
 
 
 def test_muon_orthogonalises():
