@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -172,13 +173,29 @@ def test_fewer_scenes_than_a_batch(run, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_no_scenes_leave_random_weights(tmp_path, monkeypatch):
+@pytest.fixture
+def run_command(monkeypatch):
     monkeypatch.setattr(pretrain_clip, "EmojiFont", lambda path: draw_disc)
-    try:
-        assert pretrain_clip.main(["--output_dir", str(tmp_path / "clip"), "--scenes", "0"]) == 0
-    finally:
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
+    yield lambda *options: pretrain_clip.main(list(map(str, options)))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
+def test_mixed_precision_rounds_the_training(run_command, tmp_path):
+    fields = asdict(tiny_config())
+    recipe = {name: fields[name] for name in fields if name not in ("seed", "patch_weight", "mixed_precision")}
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe), encoding="utf-8")
+    weights = {}
+    for precision in ("no", "bf16"):
+        options = ["--recipe", tmp_path / "recipe.json", "--mixed_precision", precision]
+        assert run_command(*options, "--output_dir", tmp_path / precision) == 0
+        weights[precision] = CLIPModel.from_pretrained(tmp_path / precision).visual_projection.weight
+    assert weights["bf16"].dtype == torch.float32 and not weights["bf16"].equal(weights["no"])
+    torch.testing.assert_close(weights["bf16"], weights["no"], rtol=0, atol=0.02)
+
+
+def test_no_scenes_leave_random_weights(run_command, tmp_path):
+    assert run_command("--output_dir", tmp_path / "clip", "--scenes", 0) == 0
     saved = CLIPModel.from_pretrained(tmp_path / "clip")
     recipe = json.loads(pretrain_clip.RECIPE.read_text())
     recipe.pop("phases")

@@ -92,8 +92,8 @@ class ContrastivePretraining(nn.Module):
         clip (`CLIPModel`): The model.
         word_ids (`torch.LongTensor` of shape `(T, L)`): The prompts of all words.
         patch_weight (`float`): Weight of the patches' losses beside the class token's. 0 leaves plain CLIP.
-        bfloat16 (`bool`): Autocasts the blocks of the image tower, but for their attention. The losses are in float32
-            either way.
+        bfloat16 (`bool`): Whether the image tower runs under autocast. Attention between patches and the losses stay
+            in float32.
     """
 
     def __init__(self, clip: CLIPModel, word_ids: torch.Tensor, patch_weight: float = 1.0, bfloat16: bool = False):
