@@ -91,8 +91,9 @@ like one of its caption's words, and each word like some patch. That is more tha
 the pixels of words without masks are the label of no class, which CAT-Seg's loss takes as a background of all the
 others. `training/catseg_training/world/` has the recipe. The shipped weights were trained on one NVIDIA H100, the
 second stage of the two other seeds on two CPU cores. `make embedded-model` as a whole ran for 2 hours and 23 minutes
-on two cores of an Intel Xeon with AMX, stopped and resumed in between. Its first stage gives somewhat different
-weights there, since each process contrasts its own half of a batch, and in bfloat16.
+on two cores of an Intel Xeon with AMX, stopped and resumed in between; the two rows of two CPU cores are
+its scores. Its first stage gives somewhat different weights there, since each process contrasts its own half of a
+batch, and in bfloat16.
 
 The weights are saved in float16 and computed with in float32; the scores are those of the weights as saved. NOTICE
 says whose emoji the scenes are drawn with.
