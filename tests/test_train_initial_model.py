@@ -49,6 +49,11 @@ def test_from_clip(clip):
     assert all(map(torch.equal, model.parameters(), again.parameters()))
 
 
+def test_a_saved_model_does_not_name_the_folder_of_its_clip(clip, tmp_path):
+    build_from_clip(clip)[0].save_pretrained(tmp_path)
+    assert clip not in (tmp_path / "config.json").read_text()
+
+
 @pytest.mark.parametrize("num_blocks, patch_size, image_size, layers", [(12, 16, 384, [3, 7]), (24, 14, 336, [7, 15])])
 def test_published_architectures(num_blocks, patch_size, image_size, layers, tmp_path, clip):
     """What is derived for CLIP's two sizes, on narrow towers of their depth and patches."""

@@ -100,6 +100,7 @@ def build_from_clip(
     known = {field.name for field in dataclasses.fields(CATSegConfig)} - {"clip_config"}
     if unknown := sorted(fields.keys() - known):
         raise UserError(f"--config_overrides has {unknown}: take the names from CATSegConfig, `clip_config` excepted.")
+    clip.config.name_or_path = ""  # would be saved and uploaded, even if it is a folder of this machine
     try:
         config = CATSegConfig(clip_config=clip.config, **fields)
     except StrictDataclassError as error:

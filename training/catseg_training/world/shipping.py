@@ -91,9 +91,9 @@ like one of its caption's words, and each word like some patch. That is more tha
 the pixels of words without masks are the label of no class, which CAT-Seg's loss takes as a background of all the
 others. `training/catseg_training/world/` has the recipe. The shipped weights were trained on one NVIDIA H100, the
 second stage of the two other seeds on two CPU cores. `make embedded-model` as a whole ran for 2 hours and 23 minutes
-on two cores of an Intel Xeon with AMX, stopped and resumed in between; the two rows of two CPU cores are
-its scores. Its first stage gives somewhat different weights there, since each process contrasts its own half of a
-batch, and in bfloat16.
+on two cores of an Intel Xeon with AMX, stopped and resumed in between, and gave the two rows of two CPU cores. Its
+first stage gives somewhat different weights there, since each process contrasts its own half of a batch, and in
+bfloat16.
 
 The weights are saved in float16 and computed with in float32; the scores are those of the weights as saved. NOTICE
 says whose emoji the scenes are drawn with.
@@ -110,7 +110,6 @@ def write_half(model_folder: Path, output: Path):
         path.unlink()
     config = json.loads((output / "config.json").read_text())
     config["dtype"] = "float32"
-    config["clip_config"].pop("_name_or_path", None)  # the folder of the first stage
     texts = {
         "config.json": json.dumps(config, indent=2) + "\n",
         "words.json": json.dumps({"seen": list(seen_words()), "unseen": list(unseen_words())}, indent=1) + "\n",
