@@ -197,11 +197,14 @@ def test_killed_at_ten_random_moments(num_workers, driver, command, tmp_path):
     arguments += ["--per_device_train_batch_size", 3, "--eval_steps", 100, "--dataloader_num_workers", num_workers]
     complete = driver.run(*arguments, "--output_dir", tmp_path / "complete")
     assert complete["status"] == [0], complete["stderr"]
+    # From a change of the file system on, so that the eleventh run is the first to end however noisy the machine is.
+    changes, seconds = complete["changes"] / 30, complete["seconds"] / 30  # of one checkpoint
     chance = random.Random(num_workers)
     resume = [*arguments, "--output_dir", tmp_path / "out", "--resume_from_checkpoint", "latest"]
     steps = []
     for _ in range(10):
-        result = driver.run(*resume, killed_after=complete["seconds"] * chance.uniform(0.02, 0.15))
+        killed_at, killed_after = 1 + int(changes * chance.uniform(0, 2)), seconds * chance.uniform(0, 0.5)
+        result = driver.run(*resume, killed_at=killed_at, killed_after=killed_after)
         assert result["status"] == [-signal.SIGKILL], result["stderr"]
         complete_steps = [int(path.name.split("-")[1]) for path in (tmp_path / "out").glob("checkpoint-*")]
         steps.append(max(complete_steps, default=0))
@@ -218,12 +221,14 @@ def test_killed_at_ten_random_moments(num_workers, driver, command, tmp_path):
 def test_terminated_with_its_workers(world_size, num_workers, driver, command, tmp_path):
     """SIGTERM to every process of a run, as a scheduler sends it: one checkpoint, and the same weights in the end."""
     arguments = [*command, "--max_train_steps", 200, "--per_device_train_batch_size", 2, "--skip_evaluation"]
-    arguments += ["--dataloader_num_workers", num_workers]
+    arguments += ["--dataloader_num_workers", num_workers, "--checkpointing_steps", 20, "--checkpoints_total_limit", 1]
     complete = driver.run(*arguments, "--output_dir", tmp_path / "complete", world_size=world_size)
     assert set(complete["status"]) == {0}, complete["stderr"]
     resume = [*arguments, "--output_dir", tmp_path / "out", "--resume_from_checkpoint", "latest"]
-    killed_after = 0.4 * complete["seconds"]
-    result = driver.run(*resume, world_size=world_size, killed_after=killed_after, terminated=True)
+    killed_at, killed_after = int(0.4 * complete["changes"]), complete["seconds"] / 40
+    result = driver.run(
+        *resume, world_size=world_size, killed_at=killed_at, killed_after=killed_after, terminated=True
+    )
     assert set(result["status"]) == {143}, result["stderr"]
     (saved,) = (tmp_path / "out").glob("checkpoint-*")
     assert 0 < int(saved.name.split("-")[1]) < 200

@@ -130,8 +130,8 @@ class TrainingDriver:
         Args:
             arguments: Its command line.
             options: `script`, "train", "evaluate_benchmarks" or "catseg-hf"; `world_size`, the number of processes;
-                `killed_at`, before which change of the file system, counted from 1, it is killed; `killed_after`, in
-                how many seconds; `terminated`, whether it and its workers get SIGTERM then.
+                `killed_at`, before which change of the file system, counted from 1, it is killed; `killed_after`, by
+                how many seconds it outlives that change; `terminated`, whether it and its workers get SIGTERM instead.
 
         Returns:
             `dict`: `status` of every process (negative: killed by that signal), `seconds`, `changes` (how many changes

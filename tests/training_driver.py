@@ -45,7 +45,10 @@ def child(job: dict, rank: int, port: int, report: int, output: int, errors: int
         if is_change(event, arguments) and job["output_dir"] in str(arguments[0]):
             count += 1
             if count == job.get("killed_at"):
-                os.kill(os.getpid(), signal.SIGKILL)
+                if "killed_after" in job:
+                    os.write(report, f"{count}\n".encode())
+                else:
+                    os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(hook)
     status = 70
@@ -71,7 +74,11 @@ def run(job: dict) -> dict:
         if (process := os.fork()) == 0:
             child(job, rank, port, report, output.fileno(), errors.fileno())
         children.append(process)
-    if "killed_after" in job:
+    os.close(report)
+    counts = os.fdopen(reader)
+    changes = []
+    if "killed_after" in job and (line := counts.readline()):
+        changes.append(int(line))
         # Children are waited for afterwards only, so that no other process can be hit.
         time.sleep(job["killed_after"])
         for process in children:
@@ -80,9 +87,8 @@ def run(job: dict) -> dict:
             else:
                 os.kill(process, signal.SIGKILL)
     status = [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in children]
-    os.close(report)
-    with os.fdopen(reader) as counts:
-        changes = [int(line) for line in counts]
+    with counts:
+        changes += [int(line) for line in counts]
     printed = {}
     for name, file in (("stdout", output), ("stderr", errors)):
         file.seek(0)
