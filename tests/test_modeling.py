@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers import Trainer, TrainingArguments
 
 from catseg_hf import CATSegModelOutput, CATSegPreTrainedModel, modeling_catseg
 from catseg_hf.tensor_ops_catseg import resize_bilinear
@@ -234,6 +235,39 @@ def test_loss(model, inputs, size, ignore_index):
         outputs = model(**inputs, labels=labels)
     resized = F.interpolate(outputs.logits, size=size, mode="bilinear")
     assert outputs.loss.item() == pytest.approx(literal_loss(resized, labels, ignore_index).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("ignore_index", [255, 3])
+def test_an_ignore_index_that_is_a_class_is_said(model, inputs, ignore_index, caplog):
+    modeling_catseg.logger.warning_once.cache_clear()
+    model.config.semantic_loss_ignore_index = ignore_index
+    with torch.no_grad():
+        model(**inputs, labels=torch.zeros(2, 8, 8, dtype=torch.long))
+    assert ("(3) is one of the 5 classes" in caplog.text) == (ignore_index == 3)
+
+
+def test_trainer_accumulates_the_mean(model, inputs, tmp_path):
+    """Two images at once, and one after the other: the same loss and gradient."""
+    model.set_vocabulary(list("abcde"), inputs["input_ids"])
+    results = []
+    examples = [
+        {"pixel_values": pixels, "labels": torch.zeros(8, 8, dtype=torch.long)} for pixels in inputs["pixel_values"]
+    ]
+    for batch_size in (2, 1):
+        arguments = TrainingArguments(
+            tmp_path,
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=2 // batch_size,
+            learning_rate=0.0,
+            max_steps=1,
+            logging_steps=1,
+            report_to=[],
+            use_cpu=True,
+        )
+        trainer = Trainer(model, arguments, train_dataset=examples)
+        trainer.train()
+        results.append({name: trainer.state.log_history[0][name] for name in ("loss", "grad_norm")})
+    assert results[0] == pytest.approx(results[1], rel=1e-3)
 
 
 def test_loss_with_the_sliding_window(model, golden_inputs):

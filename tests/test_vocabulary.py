@@ -108,6 +108,16 @@ def change_token_embedding_of_one_label(model):
     model.get_input_embeddings().weight.data[token] += 1.0
 
 
+def swap_weights_that_no_probe_reads(model):
+    """Two numbers of a token of one label: their sum, and the longest prompt, stay the same."""
+    ids = model.catseg.vocabulary.input_ids
+    longest = ids[(ids == ids.max()).int().argmax(dim=-1).argmax()]
+    others = ids[~torch.isin(ids, longest)]
+    with torch.no_grad():
+        row = model.get_input_embeddings().weight[others[0]]
+        row[:2] = row[:2].flip(0)
+
+
 def replace_projection(model):
     model.clip.text_projection = nn.Linear(64, 64, bias=False)
 
@@ -122,6 +132,7 @@ CHANGES = [
     change_one_weight_in_place,
     change_data_behind_autograd,
     change_token_embedding_of_one_label,
+    swap_weights_that_no_probe_reads,
     replace_projection,
     change_order_of_weights,
     lambda model: model.to(torch.float64),
@@ -200,6 +211,7 @@ def test_set_vocabulary_changes_the_config(model):
         ([], 0, "at least one class"),
         (["cat"], 2, "1 labels and the prompts of 2"),
         (["cat", "cat"], 2, "given once.*cat"),
+        ([1, "cat"], 2, r"strings, got \[1\]"),
     ],
 )
 def test_set_vocabulary_refuses(model, processor, labels, num_prompts, message):
@@ -208,6 +220,14 @@ def test_set_vocabulary_refuses(model, processor, labels, num_prompts, message):
     with pytest.raises(ValueError, match=message):
         model.set_vocabulary(labels, ids)
     assert model.config.id2label == dict(enumerate(LABELS))
+    assert torch.equal(before, model.catseg.vocabulary.input_ids)
+
+
+def test_set_vocabulary_refuses_prompts_without_an_end(model, processor):
+    ids = processor(text=["cat", "dog"]).input_ids
+    before = model.catseg.vocabulary.input_ids.clone()
+    with pytest.raises(ValueError, match="Prompt 1 .* no end-of-text token"):
+        model.set_vocabulary(["cat", "dog"], torch.stack([ids[0], torch.full_like(ids[1], 5)]))
     assert torch.equal(before, model.catseg.vocabulary.input_ids)
 
 

@@ -4,6 +4,7 @@ The paper's parts in its order: dense CLIP features and the cost volume are here
 `modeling_catseg_aggregation.py`, the upsampling decoder in `modeling_catseg_decoder.py`.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pickle import UnpicklingError
@@ -223,6 +224,7 @@ class KeptTextEmbeds:
         attention_mask (`torch.LongTensor`, *optional*): Their mask.
         longest (`tuple[torch.LongTensor, int]`): The row `(1,)` of the longest prompt, and its tokens.
         probe (`tuple[torch.Tensor, ...]`): What the text tower then made of them, to tell whether it has changed.
+        weights (`list[tuple[nn.Parameter, int]]`): Its parameters, and how often each was changed in place.
         text_embeds (`torch.FloatTensor` of shape `(num_classes, num_prompts, projection_dim)`): The features.
     """
 
@@ -230,6 +232,7 @@ class KeptTextEmbeds:
     attention_mask: torch.LongTensor | None
     longest: tuple[torch.LongTensor, int]
     probe: tuple[torch.Tensor, ...]
+    weights: list[tuple[nn.Parameter, int]]
     text_embeds: torch.FloatTensor
 
 
@@ -239,6 +242,7 @@ class CATSegPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
+    accepts_loss_kwargs = False  # `Trainer` has to average the losses of accumulated batches itself
     _supports_sdpa = True
     _no_split_modules = ["CLIPModel", "CATSegAggregator", "CATSegDecoder"]
 
@@ -316,9 +320,12 @@ class CATSegModel(CATSegPreTrainedModel):
                 Their prompts, as [`CATSegProcessor`] gives them.
 
         Raises:
-            ValueError: If there are no labels, two are equal, or `input_ids` do not fit them. Nothing is changed then.
+            ValueError: If there are no labels, one is no string, two are equal, `input_ids` do not fit them, or a
+                prompt has no end-of-text token. Nothing is changed then.
         """
         labels = list(labels)
+        if others := [label for label in labels if not isinstance(label, str)]:
+            raise ValueError(f"Labels must be strings, got {others[:10]}.")
         if duplicates := sorted({label for label in labels if labels.count(label) > 1}):
             raise ValueError(f"Every label must be given once, but {duplicates} were given more often.")
         input_ids = self._check_input_ids(input_ids)
@@ -326,6 +333,7 @@ class CATSegModel(CATSegPreTrainedModel):
             raise ValueError(
                 f"Got {len(labels)} labels and the prompts of {input_ids.shape[0]} classes: give one for each."
             )
+        self._longest_prompt(input_ids.flatten(0, 1))
         self.vocabulary.replace(labels, input_ids)
         self.config.id2label = dict(enumerate(labels))
         self.config.label2id = {label: index for index, label in enumerate(labels)}
@@ -373,9 +381,10 @@ class CATSegModel(CATSegPreTrainedModel):
         `input_ids`, or those of the model's own vocabulary.
 
         At evaluation, without gradients, the features of the last vocabulary are kept. They are used again only if the
-        same ids are given, their token embeddings are the same and the longest prompt still encodes to the same bits:
-        a test that any change of the text tower fails, however it was made. It cannot be part of a graph, so compiled
-        code does it between two; a single graph (`fullgraph=True`) encodes the vocabulary in every call.
+        same ids are given and the text tower is the same: torch has counted no change of its weights and, for changes
+        that it does not count (`.data`, fused optimizers), the sums of the token embeddings and the longest prompt's
+        features have the same bits. This cannot be part of a graph, so compiled code does it between two; a single
+        graph (`fullgraph=True`) encodes the vocabulary in every call.
         """
         if text_embeds is not None:
             if input_ids is not None:
@@ -429,6 +438,12 @@ class CATSegModel(CATSegPreTrainedModel):
         """Whether encoding these ids would give what is kept and, with a checksum, they are those of the labels."""
         if not (same_kind(kept.input_ids, input_ids) and same_kind(kept.attention_mask, attention_mask)):
             return False
+        weights = self._text_weights()
+        if len(weights) != len(kept.weights) or any(
+            before is not now or count != new_count
+            for (before, count), (now, new_count) in zip(kept.weights, weights, strict=True)
+        ):
+            return False
         probe = self._probe_text_encoder(input_ids, kept.longest)
         if not all(map(same_kind, kept.probe, probe)):
             return False
@@ -444,7 +459,14 @@ class CATSegModel(CATSegPreTrainedModel):
         mask = None if attention_mask is None else attention_mask.clone()
         longest = self._longest_prompt(input_ids.flatten(0, 1))
         probe = self._probe_text_encoder(input_ids, longest)
-        return KeptTextEmbeds(input_ids.clone(), mask, longest, probe, self.get_text_embeds(input_ids, mask))
+        text_embeds = self.get_text_embeds(input_ids, mask)
+        return KeptTextEmbeds(input_ids.clone(), mask, longest, probe, self._text_weights(), text_embeds)
+
+    def _text_weights(self) -> list[tuple[nn.Parameter, int]]:
+        """The text tower's parameters, and how often each was changed in place: without those that are offloaded or
+        made in inference mode, of which torch does not count it."""
+        parameters = itertools.chain(self.clip.text_model.parameters(), self.clip.text_projection.parameters())
+        return [(weight, weight._version) for weight in parameters if not (weight.is_meta or weight.is_inference())]
 
     def _probe_text_encoder(
         self, input_ids: torch.LongTensor, longest: tuple[torch.LongTensor, int]
@@ -756,7 +778,8 @@ class CATSegForSemanticSegmentation(CATSegPreTrainedModel):
             [`~transformers.modeling_outputs.SemanticSegmenterOutput`] with `logits` of shape `(batch_size,
             num_classes, h, w)`, of which `sigmoid(logits)` are the probabilities in [0, 1]: h and w are four times the
             side of the feature grid, or 640 with the sliding window. Classes cut away (`config.num_class_tokens`,
-            `max_classes_per_image`) have the logit -100.
+            `max_classes_per_image`) have the logit -100, or about -87 with the sliding window, which averages
+            probabilities.
 
         Raises:
             ValueError: If an argument has another shape, pixels are not finite, labels are out of range, both or
@@ -872,6 +895,12 @@ class CATSegForSemanticSegmentation(CATSegPreTrainedModel):
         conditions = [view.isfinite().all() for view in views]
         ignore_index = self.config.semantic_loss_ignore_index
         if labels is not None:
+            if 0 <= ignore_index < num_classes:
+                logger.warning_once(
+                    f"`config.semantic_loss_ignore_index` ({ignore_index}) is one of the {num_classes} classes: its "
+                    "pixels count as pixels of no class. If that is not meant, choose a value that is none of "
+                    "them, for instance 65535, there and in `labels`."
+                )
             out_of_range = ((labels < 0) | (labels >= num_classes)) & (labels != ignore_index)
             conditions.append(~out_of_range.any())
         if all_true(conditions):

@@ -326,7 +326,7 @@ def matroska_size(path: Path) -> int:
             # The zeros before the first one say how many bytes follow for the size.
             num_bytes = 9 - start[-1].bit_length()
             limit = 1 << 7 * num_bytes
-            size = int.from_bytes(start[-1:] + file.read(num_bytes - 1)) - limit
+            size = int.from_bytes(start[-1:] + file.read(num_bytes - 1), "big") - limit
             if size == limit - 1:  # unknown
                 return 0
             end = file.tell() + size
