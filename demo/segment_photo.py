@@ -8,16 +8,17 @@ import argparse
 import json
 from pathlib import Path
 
-from PIL import Image
 from transformers import pipeline
 
 from catseg_hf import EMBEDDED_MODEL
+from catseg_hf.image_io_catseg import open_image
 from catseg_hf.visualization import area_shares, draw_segmentation
 
 
 ROOT = Path(__file__).resolve().parent
 SCENE = ROOT / "scene.png"
 SCENE_LABELS = ROOT / "scene_labels.json"
+NOTES = {"seen": "seen", "unseen": "never shown a mask of it"}
 
 
 def main():
@@ -29,17 +30,17 @@ def main():
     arguments = parser.parse_args()
 
     labels = arguments.labels or json.loads(SCENE_LABELS.read_text())
-    image = Image.open(arguments.image).convert("RGB")
+    image = open_image(arguments.image).convert("RGB")
     segmenter = pipeline("zero-shot-image-segmentation", model=arguments.model)
     result = segmenter(image, candidate_labels=labels, return_segmentation_map=True)
 
-    unseen = set()
-    if arguments.model == EMBEDDED_MODEL:
-        unseen = set(json.loads((Path(EMBEDDED_MODEL) / "words.json").read_text())["unseen"])
+    words = Path(arguments.model) / "words.json"  # which a model of the emoji world has
+    groups = json.loads(words.read_text()) if words.is_file() else {}
+    notes = {word: NOTES[group] for group, members in groups.items() for word in members}
     shares = area_shares(result["segmentation"])
     for segment, share in zip(result["segments"], shares.values(), strict=True):
-        note = "  never shown a mask of it" if segment["label"] in unseen else ""
-        print(f"{segment['label']:>16}  score {segment['score']:.2f}  {share:6.1%}{note}")
+        note = notes.get(segment["label"], "")
+        print(f"{segment['label']:>16}  score {segment['score']:.2f}  {share:6.1%}  {note}".rstrip())
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
     drawing = arguments.output_dir / "segmentation.png"
     draw_segmentation(image, result["segmentation"], labels).save(drawing)

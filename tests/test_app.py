@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from PIL import Image
+from PIL import ExifTags, Image
 
 from catseg_app import segmentation
 from catseg_app.downloads import python_code, summarize, write_files
@@ -28,6 +28,7 @@ from catseg_app.segmentation import (
 )
 from catseg_hf import EMBEDDED_MODEL, VOCABULARIES, load_vocabulary
 from catseg_hf.errors import UserError
+from catseg_hf.image_io_catseg import open_image
 from catseg_hf.visualization import class_color, draw_segmentation
 
 
@@ -266,9 +267,12 @@ def test_files(segmenter, tmp_path, threshold):
 
 
 def test_the_code_does_the_same(segmenter, tmp_path, monkeypatch):
-    Image.open(SCENE).convert("RGB").save(tmp_path / "image.jpg")
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6
+    Image.open(SCENE).convert("RGB").crop((0, 0, 512, 400)).save(tmp_path / "image.jpg", exif=turned)
     labels = [*LABELS, 'the "best"', "tree, oak"]
-    result = segment(segmenter, Image.open(tmp_path / "image.jpg"), labels, 0.2, sliding_window=True)
+    result = segment(segmenter, open_image(tmp_path / "image.jpg"), labels, 0.2, sliding_window=True)
+    assert result.image.size == (400, 512)
     monkeypatch.chdir(tmp_path)
     exec(python_code(result, opacity=0.4), {})
     expected = draw_segmentation(result.image, result.segmentation, labels, 0.4)

@@ -58,15 +58,15 @@ def python_code(result: Segmentation, opacity: float) -> str:
         sam_import = "\nfrom catseg_hf.mask_generation import load_mask_generator"
         sam = f"\n    mask_generator=load_mask_generator({json.dumps(result.sam)}),"
     return f"""\
-from PIL import Image
 from transformers import pipeline
 
-{imports}{sam_import}
+{imports}
+from catseg_hf.image_io_catseg import open_image{sam_import}
 from catseg_hf.visualization import draw_segmentation
 
 
 segmenter = pipeline("zero-shot-image-segmentation", model={model})
-image = Image.open("image.jpg").convert("RGB")
+image = open_image("image.jpg").convert("RGB")
 labels = {labels}
 result = segmenter(
     image,
