@@ -79,11 +79,12 @@ embedded-model: $(WORLD)/catseg-1/model.safetensors
 
 # The rows of the card that say what each stage is worth, and how far the seed, the arithmetic and the style matter.
 embedded-model-controls: $(addprefix $(WORLD)/,$(addsuffix /model.safetensors,catseg-2 catseg-3 plain-clip without-pretraining)) \
-		$(WORLD)/fluent/images/test
+		$(addsuffix /images/test,$(WORLD)/other-scenes $(WORLD)/fluent)
 	$(EVALUATE) --name catseg_seed_2 --scenes $(WORLD)/scenes --model $(WORLD)/catseg-2
 	$(EVALUATE) --name catseg_seed_3 --scenes $(WORLD)/scenes --model $(WORLD)/catseg-3
 	$(EVALUATE) --name plain_clip --scenes $(WORLD)/scenes --clip $(WORLD)/plain-clip
 	$(EVALUATE) --name catseg_without_pretraining --scenes $(WORLD)/scenes --model $(WORLD)/without-pretraining
+	$(EVALUATE) --name other_scenes --scenes $(WORLD)/other-scenes --model $(SHIPPED)
 	$(EVALUATE) --name sliding_window --scenes $(WORLD)/scenes --model $(SHIPPED) --all_words_only --sliding_window
 	$(EVALUATE) --name bfloat16 --scenes $(WORLD)/scenes --model $(SHIPPED) --all_words_only --dtype bfloat16
 	$(EVALUATE) --name compiled --scenes $(WORLD)/scenes --model $(SHIPPED) --all_words_only --compile
@@ -95,6 +96,9 @@ $(WORLD)/scenes/images/test: | $(VENV)/.training
 	$(DRAW) --output $(WORLD)/scenes --num_scenes 8000 --seed 1001 --hide_unseen
 	$(DRAW) --output $(WORLD)/scenes --num_scenes 200 --seed 1002 --split validation
 	$(DRAW) --output $(WORLD)/scenes --num_scenes 500 --seed 1003 --split test
+
+$(WORLD)/other-scenes/images/test: | $(VENV)/.training
+	$(DRAW) --output $(WORLD)/other-scenes --num_scenes 500 --seed 1004 --split test
 
 $(WORLD)/fluent/images/test: | $(VENV)/.training
 	cd $(WORLD) && npm pack --silent @iconify-json/fluent-emoji-flat@1.2.6 && tar xzf iconify-json-*.tgz

@@ -121,3 +121,7 @@ def test_a_file_that_holds_no_settings(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(OSError, match=f"config.json' holds {re.escape(content)}, not a JSON object"):
         CATSegConfig.from_pretrained(tmp_path)
+
+
+def test_windows_side_by_side():
+    assert CATSegConfig(sliding_window_overlap=0).sliding_window_stride == 384

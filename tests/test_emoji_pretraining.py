@@ -42,6 +42,11 @@ def tiny_config(num_scenes: int = 8) -> PretrainingConfig:
     )
 
 
+def steps_of(folder: Path) -> list[int]:
+    """The steps after which a run was validated."""
+    return [json.loads(line)["step"] for line in (folder / "pretraining_log.jsonl").read_text().splitlines()]
+
+
 @pytest.fixture
 def run():
     def run_pretraining(folder, config=None, **options):
@@ -135,12 +140,22 @@ def test_a_killed_run_ends_with_the_same_weights(run, tmp_path):
     with pytest.raises(Killed):
         run(tmp_path / "killed", log=kill)
     assert not (tmp_path / "killed" / "model.safetensors").exists()
+    (tmp_path / "killed" / "pretraining_log.jsonl").write_text('{"step": 2}\n{"step": 3}\n')  # one was not saved
     run(tmp_path / "killed")
+    assert steps_of(tmp_path / "killed") == [2, 3, 4]
     whole, resumed = (tmp_path / name / "model.safetensors" for name in ("whole", "killed"))
     assert whole.read_bytes() == resumed.read_bytes()
     CLIPModel.from_pretrained(tmp_path / "whole")
     with pytest.raises(UserError, match="holds no unfinished run"):
         run(tmp_path / "whole")
+
+
+def test_a_run_that_was_killed_before_it_saved_begins_anew(run, tmp_path):
+    (tmp_path / "pretraining_log.jsonl").write_text('{"step": 1}\n')
+    (tmp_path / ".pretraining_state.pt.incomplete").touch()
+    run(tmp_path)
+    assert steps_of(tmp_path) == [3, 4]
+    assert not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.slow
@@ -153,8 +168,7 @@ def test_processes_share_a_batch(tmp_path):
     assert result.returncode == 0, result.stderr
     for rank in range(2):
         assert json.loads((tmp_path / f"sizes-{rank}.json").read_text()) == [2, 2, 2, 2]
-    log = (folder / "pretraining_log.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line)["step"] for line in log] == [3, 4]
+    assert steps_of(folder) == [3, 4]
 
 
 def test_other_settings_do_not_continue_a_run(run, tmp_path):

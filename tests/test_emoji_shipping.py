@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 import ship_world_model
 from catseg_hf import EMBEDDED_MODEL
-from catseg_training.world.shipping import results_table
+from catseg_training.world.shipping import NOTICE, card, results_table
 
 
 RESULTS = {
@@ -38,8 +38,20 @@ def test_ship(tmp_path):
     assert {path.name for path in folder.iterdir()} == {path.name for path in Path(EMBEDDED_MODEL).iterdir()}
     shipped, weights = (load_file(Path(name) / "model.safetensors") for name in (EMBEDDED_MODEL, folder))
     assert all(tensor.dtype != torch.float32 and tensor.equal(shipped[name]) for name, tensor in weights.items())
-    card = (folder / "README.md").read_text()
-    assert "7 test scenes" in card and "1.230 % of the pixels" in card
+    text = (folder / "README.md").read_text()
+    assert "7 test scenes" in text and "1.230 % of the pixels" in text
+    assert "H100" not in text  # how the committed weights came about is said with their own results
+    results.write_text(json.dumps({"provenance": "\nTrained by hand.\n", **RESULTS}))
+    (folder / "mine.py").touch()
+    assert ship_world_model.main(arguments) == 0
+    assert "\nTrained by hand.\n" in (folder / "README.md").read_text()
+    assert (folder / "mine.py").exists()
+
+
+def test_the_committed_card_is_that_of_its_results():
+    folder = Path(EMBEDDED_MODEL)
+    assert (folder / "README.md").read_text() == card(json.loads((folder / "results.json").read_text()))
+    assert (folder / "NOTICE").read_text() == NOTICE
 
 
 def test_nothing_to_ship(tmp_path, capsys):

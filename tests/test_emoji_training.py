@@ -38,6 +38,7 @@ def write_training_scenes(folder: Path):
 
 @pytest.mark.slow
 def test_short_training(tmp_path):
+    """An aggregator and a decoder with random weights, on the CLIP of the shipped model."""
     clip, scenes, output = tmp_path / "clip", tmp_path / "scenes", tmp_path / "catseg"
     CATSegForSemanticSegmentation.from_pretrained(EMBEDDED_MODEL).catseg.clip.save_pretrained(clip)
     CATSegProcessor.from_pretrained(EMBEDDED_MODEL).tokenizer.save_pretrained(clip)

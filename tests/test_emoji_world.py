@@ -1,6 +1,7 @@
 """The emoji world: scenes, what their label maps and captions say, and folders of them. No font is needed."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ import emoji_world
 from catseg_hf.errors import UserError
 from catseg_training.world import scenes
 from catseg_training.world.captions import caption
-from catseg_training.world.folders import write_scenes
+from catseg_training.world.evaluation import read_scenes
+from catseg_training.world.folders import NO_CLASS, write_scenes
 from catseg_training.world.glyphs import EmojiFont, FluentIcons, GlyphCache
 from catseg_training.world.scenes import draw_scene
+from catseg_training.world.scoring import word_iou
 from catseg_training.world.words import backgrounds, classes, noun_phrase, seen_words, things, unseen_words
 
 
@@ -110,9 +113,46 @@ def test_existing_folders(glyphs, tmp_path):
         write_scenes(tmp_path / "scenes", glyphs, 1, seed=1, size=32)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").touch()
-    with pytest.raises(UserError, match="something else than scenes"):
+    with pytest.raises(UserError, match="something other than scenes"):
         write_scenes(tmp_path / "mine", glyphs, 1, seed=1, size=32)
+    for split in ("", "..", "a/b"):
+        with pytest.raises(UserError, match="must name a folder"):
+            write_scenes(tmp_path / "scenes", glyphs, 1, seed=1, split=split, size=32)
     assert contents(tmp_path) == {**before, "mine/file": b""}
+
+
+@pytest.mark.parametrize("kind", ["labels", "images"])
+def test_a_killed_run_leaves_no_split(glyphs, tmp_path, kind, monkeypatch):
+    """Killed where it moves `kind` to its place."""
+    write_scenes(tmp_path / "whole", glyphs, 2, seed=0, size=32)
+    write_scenes(tmp_path / "whole", glyphs, 2, seed=1, split="test", size=32)
+    write_scenes(tmp_path / "killed", glyphs, 2, seed=0, size=32)
+    replace = os.replace
+
+    def kill(source, target):
+        if Path(source).name == kind:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", kill)
+    with pytest.raises(KeyboardInterrupt):
+        write_scenes(tmp_path / "killed", glyphs, 2, seed=1, split="test", size=32)
+    monkeypatch.undo()
+    write_scenes(tmp_path / "killed", glyphs, 2, seed=1, split="test", size=32)
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["killed", "whole"]
+
+
+def test_scores_leave_out_pixels_of_no_class():
+    labels = np.array([[0, 1, NO_CLASS]])
+    for prediction in (0, 5):
+        ious = word_iou(np.array([[0, 1, prediction]]), labels)
+        assert ious[classes()[0]] == ious[classes()[1]] == 1
+
+
+def test_no_such_scenes(tmp_path):
+    with pytest.raises(UserError, match="no scenes of the split 'test'.*emoji_world.py"):
+        read_scenes(tmp_path, "test")
 
 
 def test_no_font(tmp_path, capsys):

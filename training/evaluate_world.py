@@ -1,6 +1,7 @@
 """Scores models on scenes of the emoji world.
 
-  python training/evaluate_world.py --scenes DIR --split test --clip CLIP --model CATSEG --json results.json
+  python training/evaluate_world.py --scenes DIR --clip CLIP --name clip --json results.json
+  python training/evaluate_world.py --scenes DIR --model CATSEG --name catseg --json results.json
 
 Every run adds its scores to the file, under the name that `--name` gives.
 """
@@ -38,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--sliding_window", action="store_true", help="look at windows of the enlarged scene")
     parser.add_argument("--compile", action="store_true", help="with torch.compile")
     parser.add_argument("--all_words_only", action="store_true", help="leave out the scene's own and absent words")
-    parser.add_argument("--name", required=True, help="of the scores in the file")
+    parser.add_argument("--name", required=True, help="what the scores are called in the file")
     parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="where the scores go")
     options = parser.parse_args(arguments)
     images, labels = read_scenes(options.scenes, options.split, options.num_scenes)

@@ -1,7 +1,7 @@
 """
 Pretrains the small CLIP of the emoji world on scenes and their captions.
 
-    accelerate launch --num_processes 2 --cpu training/pretrain_clip.py --output_dir clip
+    python -m torch.distributed.run --nproc_per_node 2 training/pretrain_clip.py --output_dir clip
 """
 
 import argparse
@@ -21,11 +21,20 @@ RECIPE = Path(__file__).parent / "catseg_training" / "world" / "pretraining.json
 @reports_errors
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument(
+        "--output_dir", type=Path, required=True, help="folder for CLIP and its tokenizer; an unfinished run goes on"
+    )
     parser.add_argument("--recipe", type=Path, default=RECIPE, help="JSON with the fields of PretrainingConfig")
     parser.add_argument("--font", type=Path, default=FONT_FILE, help="NotoColorEmoji.ttf")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--patch_weight", type=float, default=1.0, help="0: plain CLIP, nothing learnt on patches")
+    parser.add_argument(
+        "--seed", type=positive(int, or_zero=True), default=0, help="of scenes and weights (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--patch_weight",
+        type=float,
+        default=1.0,
+        help="of the losses on patches; 0: plain CLIP, which learns from whole captions only",
+    )
     parser.add_argument(
         "--mixed_precision",
         choices=["no", "bf16"],
@@ -39,10 +48,14 @@ def main(arguments: list[str] | None = None) -> int:
         help="share of the recipe's scenes to train on; 0: the random weights that training starts from",
     )
     parser.add_argument(
-        "--dataloader_num_workers", type=positive(int), default=1, help="that draw scenes, for every process"
+        "--dataloader_num_workers", type=positive(int), default=1, help="workers that draw scenes, for every process"
     )
-    parser.add_argument("--save_steps", type=int, default=100)
-    parser.add_argument("--validation_steps", type=int, default=250)
+    parser.add_argument(
+        "--save_steps", type=positive(int), default=100, help="steps between checkpoints (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--validation_steps", type=positive(int), default=250, help="steps between validations (default: %(default)s)"
+    )
     options = parser.parse_args(arguments)
     recipe = read_json(options.recipe)
     phases = [

@@ -155,7 +155,7 @@ class CATSegConfig(PreTrainedConfig):
     decoder_guidance_sizes: list[int] | tuple[int, ...] = (32, 16)
     sliding_window: bool = True
     sliding_window_size: int = 384
-    sliding_window_overlap: float = 0.333
+    sliding_window_overlap: float | int = 0.333
     sliding_window_batch_size: int | None = None
     semantic_loss_ignore_index: int = 255
     class_chunk_size: int | None = None

@@ -91,7 +91,8 @@ class ContrastivePretraining(nn.Module):
     Args:
         clip (`CLIPModel`): The model.
         word_ids (`torch.LongTensor` of shape `(T, L)`): The prompts of all words.
-        patch_weight (`float`): Weight of the patches' losses beside the class token's. 0 leaves plain CLIP.
+        patch_weight (`float`): Weight of the patches' losses beside the class token's. 0 leaves plain CLIP, which
+            learns from whole captions only and not from their single words.
         bfloat16 (`bool`): Whether the image tower runs under autocast. Attention between patches and the losses stay
             in float32.
     """

@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 from tqdm.auto import tqdm
-from transformers import CLIPModel, CLIPTokenizer
+from transformers import AutoModelForSemanticSegmentation, AutoProcessor, CLIPModel, CLIPTokenizer
 
-from catseg_hf import CATSegForSemanticSegmentation, CATSegProcessor
+import catseg_hf  # noqa: F401  (registers CAT-Seg with the Auto classes)
+from catseg_hf.errors import UserError
 from catseg_hf.files import replaced_file
 from catseg_hf.modeling_catseg import cost_volume, dense_image_features
 
@@ -28,17 +29,29 @@ NUM_ABSENT = 10
 
 
 def read_scenes(folder: Path, split: str, num_scenes: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Images `(N, H, W, 3)` and label maps `(N, H, W)` of a dataset that [`write_scenes`] wrote."""
+    """
+    Images `(N, H, W, 3)` and label maps `(N, H, W)` of a dataset that [`write_scenes`] wrote.
+
+    Raises:
+        UserError: If there is no such split.
+    """
+    if not (folder / "images" / split).is_dir():
+        raise UserError(f"{folder} has no scenes of the split {split!r}: draw them with training/emoji_world.py.")
     paths = sorted((folder / "images" / split).iterdir())[:num_scenes]
     images = [np.asarray(Image.open(path)) for path in paths]
     labels = [np.asarray(Image.open(folder / "labels" / split / f"{path.stem}.png")) for path in paths]
     return np.stack(images), np.stack(labels)
 
 
+def classes_of(labels: np.ndarray) -> np.ndarray:
+    """The class ids, ascending, that a label map has."""
+    return np.unique(labels[labels != NO_CLASS]).astype(int)
+
+
 def mean_ious(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Mean intersection over union, in [0, 1], of the seen and the unseen words that occur."""
     ious = word_iou(predictions, labels)
-    present = {classes()[index] for index in np.unique(labels[labels != NO_CLASS])}
+    present = {classes()[index] for index in classes_of(labels)}
     return {
         name: float(np.mean([ious[word] for word in words if word in present]))
         for name, words in (("seen", seen_words()), ("unseen", unseen_words()))
@@ -60,9 +73,9 @@ def evaluate_clip(folder: Path, images: np.ndarray, labels: np.ndarray) -> dict[
     for image, label in zip(images, labels, strict=True):
         cost = cost_volume(dense_image_features(clip, pixel_values(image[None]).to(clip.device), ())[0], words)[0]
         cost = F.interpolate(cost, size=label.shape, mode="bilinear")[0].cpu()
-        own = torch.from_numpy(np.unique(label))
+        own = torch.from_numpy(classes_of(label))
         all_words.append(cost.argmax(dim=0).numpy())
-        own_words.append(own[cost[own.long()].argmax(dim=0)].numpy())
+        own_words.append(own[cost[own].argmax(dim=0)].numpy())
     return {
         "all_words": mean_ious(np.stack(all_words), labels),
         "own_words": mean_ious(np.stack(own_words), labels),
@@ -87,8 +100,8 @@ class Segmenter:
         sliding_window: bool = False,
         compiled: bool = False,
     ):
-        self._model = CATSegForSemanticSegmentation.from_pretrained(folder, dtype=dtype).to(_device()).eval()
-        self._processor = CATSegProcessor.from_pretrained(folder)
+        self._model = AutoModelForSemanticSegmentation.from_pretrained(folder, dtype=dtype).to(_device()).eval()
+        self._processor = AutoProcessor.from_pretrained(folder)
         self._sliding_window = sliding_window
         input_ids = self._processor(text=list(classes())).input_ids.to(self._model.device)
         with torch.no_grad():
@@ -123,7 +136,7 @@ def evaluate_catseg(segment: Segmenter, images: np.ndarray, labels: np.ndarray, 
     every = np.arange(len(classes()))
     own_words, absent = [], []
     for image, label in tqdm(list(zip(images, labels, strict=True)), mininterval=20):
-        own = np.unique(label).astype(int)
+        own = classes_of(label)
         others = rng.choice(np.setdiff1d(every, own), NUM_ABSENT, replace=False)
         own_words.append(segment(image, own))
         absent.append(np.isin(segment(image, np.concatenate([own, others])), others).mean())

@@ -46,9 +46,14 @@ def write_scenes(
         split (`str`): What the part is called.
         hide_unseen (`bool`): Whether the pixels of words without masks have no class.
 
+    A killed run leaves no split; the next one clears what is left of it.
+
     Raises:
-        UserError: If the split is there already, or `output` holds something else. Nothing is written then.
+        UserError: If the split's name is no folder's, the split is there already, or `output` holds something other
+            than scenes. Nothing is written then.
     """
+    if split in ("", "..") or Path(split).name != split:
+        raise UserError(f"--split {split!r} must name a folder, such as train, validation or test.")
     if output.exists() and not output.is_dir():
         raise UserError(f"--output {output} is a file: name a folder.")
     texts = {
@@ -62,7 +67,7 @@ def write_scenes(
                 f"{output} has a split {split!r} already: name another with --split, or remove the folder."
             )
         if not (output / "classes.json").is_file():
-            raise UserError(f"--output {output} holds something else than scenes: name another folder.")
+            raise UserError(f"--output {output} holds something other than scenes: name another folder.")
         if json.loads((output / "classes.json").read_text()) != texts["classes.json"]:
             raise UserError(f"{output} has scenes of other words: name another folder.")
     hidden = [classes().index(word) for word in unseen_words()] if hide_unseen else []
@@ -79,12 +84,14 @@ def write_scenes(
         Image.fromarray(labels).save(unfinished / "labels" / name)
         lines.append({"image": f"images/{split}/{name}", "caption": scene.caption, "words": scene.words})
     captions = output / "captions.jsonl"
-    before = captions.read_text() if captions.exists() else ""
+    before = captions.read_text().splitlines() if captions.exists() else []
+    others = [line for line in map(json.loads, before) if not line["image"].startswith(f"images/{split}/")]
     output.mkdir(parents=True, exist_ok=True)
     for name, value in texts.items():
         _write_text(output / name, json.dumps(value, indent=1) + "\n")
-    _write_text(captions, before + "".join(json.dumps(line) + "\n" for line in lines))
-    for kind in ("labels", "images"):
+    _write_text(captions, "".join(json.dumps(line) + "\n" for line in others + lines))
+    for kind in ("labels", "images"):  # the images last: with them the split is there
         (output / kind).mkdir(exist_ok=True)
+        shutil.rmtree(output / kind / split, ignore_errors=True)
         os.replace(unfinished / kind, output / kind / split)
     unfinished.rmdir()

@@ -1,7 +1,6 @@
 """Stage 1: a small CLIP learns the words of the emoji world from scenes and their captions."""
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from catseg_hf.errors import UserError
+from catseg_hf.files import aside_of, replaced_file, replaced_together
 from catseg_hf.modeling_catseg import cost_volume, dense_image_features
 
 from ..processes import build_accelerator
@@ -57,7 +57,7 @@ class PretrainingConfig:
     Args:
         phases: The curriculum.
         seed: Of the weights and the scenes.
-        patch_weight: Weight of the patches' losses. 0 trains plain CLIP.
+        patch_weight: Weight of the patches' losses. 0 trains plain CLIP, without the loss of single words too.
         mixed_precision: `"no"` or `"bf16"`, of the image tower.
         learning_rate: AdamW's, for all but the blocks' matrices.
         muon_learning_rate: Muon's, for the blocks' matrices.
@@ -232,18 +232,23 @@ def pretrain(
     and ends with the weights that it would have had.
 
     Raises:
-        UserError: If `output_dir` holds something else than an unfinished run of the same `config`, or a phase has
+        UserError: If `output_dir` holds something other than an unfinished run of the same `config`, or a phase has
             fewer scenes than a batch.
     """
     for phase in config.phases:
         if phase.num_scenes < phase.batch_size:
             raise UserError(
                 f"A phase has {phase.num_scenes} scenes, fewer than its batch of {phase.batch_size}: give it more "
-                "scenes or smaller batches."
+                "scenes (--scenes, or num_scenes in --recipe) or smaller batches (batch_size in --recipe)."
             )
     accelerator = build_accelerator()
     state_file = output_dir / STATE_FILE
-    if output_dir.exists() and any(output_dir.iterdir()) and not state_file.exists():
+    history = output_dir / HISTORY_FILE
+    before_the_first_save = {HISTORY_FILE, aside_of(state_file).name}
+    if output_dir.exists() and not output_dir.is_dir():
+        raise UserError(f"--output_dir {output_dir} is a file: name a folder.")
+    names = {path.name for path in output_dir.iterdir()} if output_dir.exists() else set()
+    if not state_file.exists() and names - before_the_first_save:
         raise UserError(f"The folder {output_dir} exists and holds no unfinished run: name another, or remove it.")
     tokenizer = load_tokenizer()
     word_ids = tokenizer([PROMPT.format(word) for word in classes()], padding=True, return_tensors="pt").input_ids
@@ -269,6 +274,7 @@ def pretrain(
     scenes = []
     if accelerator.is_main_process:
         output_dir.mkdir(parents=True, exist_ok=True)
+        _write_history(history, [record for record in _read_history(history) if record["step"] <= first_step])
         size = config.vision["image_size"]
         scenes = [draw_scene(glyphs, VALIDATION_SEED, index, size) for index in range(num_validation_scenes)]
     progress = tqdm(
@@ -295,13 +301,13 @@ def pretrain(
             }
             record |= validate(model.clip, tokenizer, model.word_ids, scenes)
             log(json.dumps({name: round(value, 4) for name, value in record.items()}))
-            with (output_dir / HISTORY_FILE).open("a") as file:
-                file.write(json.dumps(record) + "\n")
+            _write_history(history, [*_read_history(history), record])
         if done % save_steps == 0 and done < len(steps):
             _save_state(state_file, done, config, model, optimizers)
     if accelerator.is_main_process:
-        model.clip.save_pretrained(output_dir)
         tokenizer.save_pretrained(output_dir)
+        with replaced_together(output_dir) as folder:
+            model.clip.save_pretrained(folder)
         state_file.unlink(missing_ok=True)
     accelerator.wait_for_everyone()
 
@@ -319,6 +325,14 @@ def _save_state(
         "model": model.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
     }
-    partial = path.with_suffix(".partial")
-    torch.save(state, partial)
-    os.replace(partial, path)
+    with replaced_file(path) as file:
+        torch.save(state, file)
+
+
+def _read_history(path: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _write_history(path: Path, records: Sequence[dict[str, float]]):
+    with replaced_file(path) as file:
+        file.write_text("".join(json.dumps(record) + "\n" for record in records))

@@ -7,28 +7,30 @@ from typing import Any
 import torch
 
 from catseg_hf import CATSegForSemanticSegmentation, CATSegProcessor
+from catseg_hf.files import replaced_together
 
 from .words import backgrounds, classes, seen_words, things, unseen_words
 
 
 NOTICE = """\
-The images that these weights were trained on show glyphs of Noto Color Emoji (Copyright Google Inc.), which is
-licensed under the SIL Open Font License, Version 1.1 (https://openfontlicense.org). The folder holds neither the font
-nor any of its glyphs, only numbers that were learned from images of them. That licence requires copies of the font to
-remain under it, and says that this does not apply to documents made with the font. The weights are under the licence
-of this project (MIT).
+The images that these weights were trained on show glyphs of Noto Color Emoji (Copyright 2013-2017 Google Inc. and
+Arjen Nienhuis), which is licensed under the SIL Open Font License, Version 1.1 (https://openfontlicense.org). The
+folder holds neither the font nor any of its glyphs, only numbers that were learned from images of them. That licence
+requires copies of the font to remain under it, and says that this does not apply to documents made with the font. The
+weights are under the licence of this project (MIT).
 """
 
 
 ROWS = (
     ("clip", "arg max of CLIP's cost volume, before any mask"),
-    ("plain_clip", "the same with plain CLIP, whose patches the captions did not supervise"),
+    ("plain_clip", "the same with plain CLIP, which learned from whole captions only"),
     ("clip_two_cores", "the arg max of a CLIP that was pretrained on two CPU cores"),
     ("catseg", "CAT-Seg"),
     ("catseg_seed_2", "CAT-Seg, another seed of the second stage"),
     ("catseg_seed_3", "CAT-Seg, a third"),
     ("catseg_two_cores", "CAT-Seg, both stages trained on two CPU cores"),
     ("catseg_without_pretraining", "CAT-Seg on a CLIP with random weights"),
+    ("other_scenes", "CAT-Seg, scenes of a further seed, drawn and scored once after all else"),
     ("sliding_window", "CAT-Seg, sliding window"),
     ("bfloat16", "CAT-Seg, bfloat16"),
     ("compiled", "CAT-Seg, compiled"),
@@ -78,8 +80,9 @@ mIoU in per cent on {results["catseg"]["num_scenes"]} test scenes, over words wi
 
 {results_table(results)}
 
-The recipe was chosen on validation scenes. Asked for ten words that are not in a scene beside those that are,
-CAT-Seg gives them {100 * results["catseg"]["absent_share"]:.3f} % of the pixels. Commands, from the repository:
+The recipe was chosen on validation scenes; all scenes are drawn by the same rules from different seeds. Asked for ten
+words that are not in a scene beside those that are, CAT-Seg gives them
+{100 * results["catseg"]["absent_share"]:.3f} % of the pixels. Commands, from the repository:
 
 ```
 make embedded-model           # trains both stages, scores the model and writes this folder
@@ -87,14 +90,10 @@ make embedded-model-controls  # the other rows
 ```
 
 CLIP was pretrained contrastively on captions, and its patches were supervised weakly by them too: each patch is to be
-like one of its caption's words, and each word like some patch. That is more than plain CLIP does. In the second stage
-the pixels of words without masks are the label of no class, which CAT-Seg's loss takes as a background of all the
-others. `training/catseg_training/world/` has the recipe. The shipped weights were trained on one NVIDIA H100, the
-second stage of the two other seeds on two CPU cores. `make embedded-model` as a whole ran for 2 hours and 23 minutes
-on two cores of an Intel Xeon with AMX, stopped and resumed in between, and gave the two rows of two CPU cores. Its
-first stage gives somewhat different weights there, since each process contrasts its own half of a batch, and in
-bfloat16.
-
+like one of its caption's words, and each word like some patch. The class token learned the caption's single words,
+too. All this is more than plain CLIP does. In the second stage the pixels of words without masks are the label of no
+class, which CAT-Seg's loss takes as a background of all the others. `training/catseg_training/world/` has the recipe.
+{results.get("provenance", "")}
 The weights are saved in float16 and computed with in float32; the scores are those of the weights as saved. NOTICE
 says whose emoji the scenes are drawn with.
 """
@@ -104,11 +103,17 @@ def write_half(model_folder: Path, output: Path):
     """Writes a trained model as it is shipped: float16 weights, processor, words and notice."""
     model = CATSegForSemanticSegmentation.from_pretrained(model_folder, dtype=torch.float32)
     processor = CATSegProcessor.from_pretrained(model_folder)
-    model.half().save_pretrained(output)
-    processor.save_pretrained(output)
-    for path in output.glob("*.py"):  # the package has them
+    with replaced_together(output) as folder:
+        model.half().save_pretrained(folder)
+        processor.save_pretrained(folder)
+        _complete(folder)
+
+
+def _complete(folder: Path):
+    """Leaves out the code, which the package has, and adds what a shipped folder has beside a saved one."""
+    for path in folder.glob("*.py"):
         path.unlink()
-    config = json.loads((output / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text())
     config["dtype"] = "float32"
     texts = {
         "config.json": json.dumps(config, indent=2) + "\n",
@@ -116,7 +121,7 @@ def write_half(model_folder: Path, output: Path):
         "NOTICE": NOTICE,
     }
     for name, text in texts.items():
-        (output / name).write_text(text, encoding="utf-8")
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def write_card(results_file: Path, output: Path):
