@@ -52,7 +52,7 @@ quality: $(VENV)/.test
 	$(BIN)/ruff format --check .
 
 # Trains the model that is shipped, from nothing. A run that was stopped goes on when this is called again.
-# On a GPU: make embedded-model PROCESSES=1 WORKERS=12 PRECISION=no
+# On a GPU: make embedded-model PROCESSES=1 WORKERS=12 PRECISION=no. PROCESSES is 1, 2, 4 or 8: they share batches of 8.
 WORLD := embedded-model
 SHIPPED := src/catseg_hf/embedded_model
 PROCESSES ?= 2

@@ -18,7 +18,7 @@ from catseg_hf.modeling_catseg import dense_image_features
 from catseg_training.world.captions import PROMPT
 from catseg_training.world.contrastive import ContrastivePretraining, image_embeds
 from catseg_training.world.glyphs import GlyphCache
-from catseg_training.world.muon import orthogonalise
+from catseg_training.world.muon import orthogonalise, orthogonalise_together
 from catseg_training.world.pretraining import Phase, PretrainingConfig, build_clip, pretrain
 from catseg_training.world.tokenizer import load_tokenizer
 from catseg_training.world.words import classes
@@ -129,6 +129,26 @@ def test_muon_orthogonalises():
     assert values.min() > 0.6 and values.max() < 1.3
 
 
+def test_processes_share_the_matrices(monkeypatch):
+    """More processes than matrices: each has one of them, or of their copies."""
+    matrices = torch.randn(3, 6, 4, generator=torch.Generator().manual_seed(0))
+    gathered = {}
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 8)
+    for rank in [*range(8), 0]:
+
+        def all_gather(results, part, rank=rank):
+            gathered[rank] = part
+            for result, other in zip(results, gathered.values(), strict=False):
+                result.copy_(other)
+
+        monkeypatch.setattr(torch.distributed, "get_rank", lambda rank=rank: rank)
+        monkeypatch.setattr(torch.distributed, "all_gather", all_gather)
+        result = orthogonalise_together(matrices)
+    assert len(gathered) == 8 and all(len(part) == 1 for part in gathered.values())
+    torch.testing.assert_close(result, orthogonalise(matrices))
+
+
 def test_a_killed_run_ends_with_the_same_weights(run, tmp_path):
     class Killed(Exception):
         pass
@@ -179,6 +199,9 @@ def test_other_settings_do_not_continue_a_run(run, tmp_path):
         run(tmp_path, log=kill)
     with pytest.raises(UserError, match="other settings"):
         run(tmp_path, tiny_config(12))
+    (tmp_path / "pretraining_state.pt").write_bytes(b"half")
+    with pytest.raises(UserError, match="pretraining_state.pt is damaged.*remove it"):
+        run(tmp_path)
 
 
 def test_fewer_scenes_than_a_batch(run, tmp_path):
@@ -206,6 +229,22 @@ def test_mixed_precision_rounds_the_training(run_command, tmp_path):
         weights[precision] = CLIPModel.from_pretrained(tmp_path / precision).visual_projection.weight
     assert weights["bf16"].dtype == torch.float32 and not weights["bf16"].equal(weights["no"])
     torch.testing.assert_close(weights["bf16"], weights["no"], rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    "recipe, message",
+    [
+        ("{}", "KeyError: 'phases'"),
+        ('{"phases": [], "vison": {}}', "'vison'"),
+        ('{"phases": [{"sise": 3}]}', "'sise'"),
+    ],
+)
+def test_bad_recipes(run_command, tmp_path, recipe, message, capsys):
+    (tmp_path / "recipe.json").write_text(recipe)
+    assert run_command("--recipe", tmp_path / "recipe.json", "--output_dir", tmp_path / "clip") == 1
+    error = capsys.readouterr().err
+    assert "--recipe is no recipe" in error and message in error and "Traceback" not in error
+    assert not (tmp_path / "clip").exists()
 
 
 def test_no_scenes_leave_random_weights(run_command, tmp_path):

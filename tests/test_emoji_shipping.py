@@ -54,6 +54,17 @@ def test_the_committed_card_is_that_of_its_results():
     assert (folder / "NOTICE").read_text() == NOTICE
 
 
+@pytest.mark.parametrize(
+    "arguments, message",
+    [(["--model", "/nowhere"], "/nowhere is no folder"), (["--results", "results.json"], "no scores called 'catseg'")],
+)
+def test_incomplete_input(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("results.json").write_text("{}")
+    assert ship_world_model.main([*arguments, "--output", "shipped"]) == 1
+    assert message in capsys.readouterr().err and not Path("shipped").exists()
+
+
 def test_nothing_to_ship(tmp_path, capsys):
     with pytest.raises(SystemExit):
         ship_world_model.main(["--output", str(tmp_path / "shipped")])

@@ -115,6 +115,12 @@ def test_existing_folders(glyphs, tmp_path):
     (tmp_path / "mine" / "file").touch()
     with pytest.raises(UserError, match="something other than scenes"):
         write_scenes(tmp_path / "mine", glyphs, 1, seed=1, size=32)
+    with pytest.raises(UserError, match="--size 3 is too small"):
+        write_scenes(tmp_path / "small", glyphs, 1, seed=1, size=3)
+    (tmp_path / "mine" / "classes.json").write_text("damaged")
+    with pytest.raises(UserError, match="scenes of other words"):
+        write_scenes(tmp_path / "mine", glyphs, 1, seed=1, size=32)
+    (tmp_path / "mine" / "classes.json").unlink()
     for split in ("", "..", "a/b"):
         with pytest.raises(UserError, match="must name a folder"):
             write_scenes(tmp_path / "scenes", glyphs, 1, seed=1, split=split, size=32)

@@ -6,11 +6,11 @@ Pretrains the small CLIP of the emoji world on scenes and their captions.
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
-from catseg_hf.errors import reports_errors
-from catseg_hf.files import read_json
-from catseg_training.arguments import positive
+from catseg_hf.errors import UserError, reports_errors
+from catseg_training.arguments import json_object, positive
 from catseg_training.world.glyphs import FONT_FILE, EmojiFont, GlyphCache
 from catseg_training.world.pretraining import Phase, PretrainingConfig, pretrain
 
@@ -24,7 +24,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--output_dir", type=Path, required=True, help="folder for CLIP and its tokenizer; an unfinished run goes on"
     )
-    parser.add_argument("--recipe", type=Path, default=RECIPE, help="JSON with the fields of PretrainingConfig")
+    parser.add_argument(
+        "--recipe",
+        type=json_object,
+        default=str(RECIPE),
+        metavar="JSON",
+        help="JSON with the fields of PretrainingConfig",
+    )
     parser.add_argument("--font", type=Path, default=FONT_FILE, help="NotoColorEmoji.ttf")
     parser.add_argument(
         "--seed", type=positive(int, or_zero=True), default=0, help="of scenes and weights (default: %(default)s)"
@@ -57,21 +63,21 @@ def main(arguments: list[str] | None = None) -> int:
         "--validation_steps", type=positive(int), default=250, help="steps between validations (default: %(default)s)"
     )
     options = parser.parse_args(arguments)
-    recipe = read_json(options.recipe)
-    phases = [
-        Phase(**{**phase, "num_scenes": round(options.scenes * phase["num_scenes"])})
-        for phase in recipe.pop("phases")
-        if options.scenes
-    ]
-    config = PretrainingConfig(
-        phases,
-        seed=options.seed,
-        patch_weight=options.patch_weight,
-        mixed_precision=options.mixed_precision,
-        **recipe,
-    )
+    try:
+        config = PretrainingConfig(
+            **{**options.recipe, "phases": [Phase(**phase) for phase in options.recipe["phases"]]},
+            seed=options.seed,
+            patch_weight=options.patch_weight,
+            mixed_precision=options.mixed_precision,
+        )
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"--recipe is no recipe ({type(error).__name__}: {error}): its fields are those of PretrainingConfig "
+            "without `seed`, `patch_weight` and `mixed_precision`, and `phases` are objects with the fields of Phase."
+        ) from error
+    shares = [replace(phase, num_scenes=round(options.scenes * phase.num_scenes)) for phase in config.phases]
     pretrain(
-        config,
+        replace(config, phases=shares if options.scenes else []),
         options.output_dir,
         GlyphCache(EmojiFont(options.font)),
         options.save_steps,

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -18,6 +19,11 @@ from .words import classes, seen_words, unseen_words
 
 
 NO_CLASS = 255
+MIN_SIZE = 4  # on fewer pixels nothing may be visible
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=1) + "\n"
 
 
 def _write_text(path: Path, text: str):
@@ -49,11 +55,13 @@ def write_scenes(
     A killed run leaves no split; the next one clears what is left of it.
 
     Raises:
-        UserError: If the split's name is no folder's, the split is there already, or `output` holds something other
-            than scenes. Nothing is written then.
+        UserError: If the split's name is no folder's, `size` is below `MIN_SIZE`, the split is there already, or
+            `output` holds something other than scenes of these words. Nothing is written then.
     """
     if split in ("", "..") or Path(split).name != split:
         raise UserError(f"--split {split!r} must name a folder, such as train, validation or test.")
+    if size < MIN_SIZE:
+        raise UserError(f"--size {size} is too small for a scene: give at least {MIN_SIZE} pixels.")
     if output.exists() and not output.is_dir():
         raise UserError(f"--output {output} is a file: name a folder.")
     texts = {
@@ -68,8 +76,8 @@ def write_scenes(
             )
         if not (output / "classes.json").is_file():
             raise UserError(f"--output {output} holds something other than scenes: name another folder.")
-        if json.loads((output / "classes.json").read_text()) != texts["classes.json"]:
-            raise UserError(f"{output} has scenes of other words: name another folder.")
+        if (output / "classes.json").read_text(encoding="utf-8") != _json(texts["classes.json"]):
+            raise UserError(f"{output} has scenes of other words (classes.json): name another folder.")
     hidden = [classes().index(word) for word in unseen_words()] if hide_unseen else []
     unfinished = output.with_name(f".{output.name}.{split}.incomplete")
     shutil.rmtree(unfinished, ignore_errors=True)
@@ -88,7 +96,7 @@ def write_scenes(
     others = [line for line in map(json.loads, before) if not line["image"].startswith(f"images/{split}/")]
     output.mkdir(parents=True, exist_ok=True)
     for name, value in texts.items():
-        _write_text(output / name, json.dumps(value, indent=1) + "\n")
+        _write_text(output / name, _json(value))
     _write_text(captions, "".join(json.dumps(line) + "\n" for line in others + lines))
     for kind in ("labels", "images"):  # the images last: with them the split is there
         (output / kind).mkdir(exist_ok=True)

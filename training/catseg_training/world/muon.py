@@ -31,7 +31,7 @@ def orthogonalise_together(matrices: torch.Tensor) -> torch.Tensor:
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return orthogonalise(matrices)
     padding = -len(matrices) % dist.get_world_size()
-    parts = torch.cat([matrices, matrices[:padding]]).chunk(dist.get_world_size())
+    parts = torch.cat([matrices, matrices[:1].expand(padding, -1, -1)]).chunk(dist.get_world_size())
     results = [torch.empty_like(part) for part in parts]
     dist.all_gather(results, orthogonalise(parts[dist.get_rank()]))
     return torch.cat(results)[: len(matrices)]

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from catseg_hf.errors import UserError
+from catseg_hf.errors import UserError, first_line
 from catseg_hf.files import aside_of, replaced_file, replaced_together
 from catseg_hf.modeling_catseg import cost_volume, dense_image_features
 
@@ -232,8 +232,8 @@ def pretrain(
     and ends with the weights that it would have had.
 
     Raises:
-        UserError: If `output_dir` holds something other than an unfinished run of the same `config`, or a phase has
-            fewer scenes than a batch.
+        UserError: If `output_dir` holds something other than an unfinished run of the same `config`, what it holds is
+            damaged, or a phase has fewer scenes than a batch.
     """
     for phase in config.phases:
         if phase.num_scenes < phase.batch_size:
@@ -259,7 +259,10 @@ def pretrain(
     steps = list(config.batches())
     first_step = 0
     if state_file.exists():
-        state = torch.load(state_file, map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(state_file, map_location="cpu", weights_only=True)
+        except Exception as error:
+            raise UserError(f"{state_file} is damaged ({first_line(error)}): remove it to begin anew.") from error
         if state["config"] != json.dumps(asdict(config)):
             raise UserError(f"{output_dir} holds a run with other settings ({state['config']}): name another folder.")
         model.load_state_dict(state["model"])

@@ -124,8 +124,7 @@ def _complete(folder: Path):
         (folder / name).write_text(text, encoding="utf-8")
 
 
-def write_card(results_file: Path, output: Path):
-    """Writes the scores and a card with them beside the weights."""
-    text = results_file.read_text(encoding="utf-8")
-    (output / "results.json").write_text(text, encoding="utf-8")
-    (output / "README.md").write_text(card(json.loads(text)), encoding="utf-8")
+def write_card(results: dict[str, Any], output: Path):
+    """Writes the scores of `evaluate_world.py` and a card with them beside the weights."""
+    (output / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    (output / "README.md").write_text(card(results), encoding="utf-8")
