@@ -74,7 +74,7 @@ def test_the_configuration_counts_at_evaluation_only(model, inputs):
 
 @pytest.mark.parametrize("limit", [0, -1])
 def test_a_limit_that_leaves_nothing_is_refused(model, inputs, limit):
-    with pytest.raises(ValueError, match=f"`max_classes_per_image` must be at least 1, got {limit}"):
+    with pytest.raises(ValueError, match=f"`max_classes_per_image` must be an integer of at least 1, got {limit}"):
         model(**inputs, max_classes_per_image=limit)
 
 

@@ -310,6 +310,8 @@ BAD_INPUTS = {
     "label type": ({"labels": torch.zeros(1, 8, 8)}, "torch.float32 must be integers"),
     "label range": ({"labels": torch.full((1, 8, 8), 5)}, r"values \[5\], but there are 5 classes.*\[0, 4\]"),
     "negative label": ({"labels": torch.full((1, 8, 8), -1)}, r"values \[-1\]"),
+    "mask": ({"attention_mask": torch.ones(5, 76)}, r"`attention_mask` of shape \(5, 76\) must have.*\(5, 77\)"),
+    "no whole number": ({"max_classes_per_image": 1.5}, "integer of at least 1, got 1.5"),
     "global views": (
         {"global_pixel_values": torch.zeros(2, 3, 8, 8), "sliding_window": True},
         "1 images in `pixel_values` and 2 in `global_pixel_values`",

@@ -354,10 +354,15 @@ class CATSegModel(CATSegPreTrainedModel):
             `torch.FloatTensor` of shape `(num_classes, num_prompts, projection_dim)`, of norm 1.
 
         Raises:
-            ValueError: If the shape does not fit the model, or a prompt has no end-of-text token.
+            ValueError: If a shape does not fit the model, or a prompt has no end-of-text token.
         """
         input_ids = self._check_input_ids(input_ids)
         prompts = input_ids.flatten(0, 1)
+        if attention_mask is not None and attention_mask.shape not in (prompts.shape, input_ids.shape):
+            raise ValueError(
+                f"`attention_mask` of shape {tuple(attention_mask.shape)} must have that of the prompts, "
+                f"{tuple(prompts.shape)} or {tuple(input_ids.shape)}."
+            )
         mask = None if attention_mask is None else attention_mask.reshape(prompts.shape)
         if not torch.compiler.is_compiling():
             # Under the causal mask nothing behind the last end-of-text token counts.
@@ -554,8 +559,10 @@ class CATSegModel(CATSegPreTrainedModel):
         """How many classes are aggregated for an image at most, 0 for no limit."""
         if max_classes_per_image is None and not self.training:
             max_classes_per_image = self.config.max_classes_per_image
-        if max_classes_per_image is not None and max_classes_per_image < 1:
-            raise ValueError(f"`max_classes_per_image` must be at least 1, got {max_classes_per_image}.")
+        if max_classes_per_image is not None and not (
+            isinstance(max_classes_per_image, int) and max_classes_per_image >= 1
+        ):
+            raise ValueError(f"`max_classes_per_image` must be an integer of at least 1, got {max_classes_per_image}.")
         limits = [limit for limit in (self.config.num_class_tokens, max_classes_per_image) if limit]
         return min(limits) if limits else 0
 
