@@ -1,14 +1,13 @@
 """CAT-Seg (Cho et al., "CAT-Seg: Cost Aggregation for Open-Vocabulary Semantic Segmentation", CVPR 2024).
 
-The paper's parts in its order: dense CLIP features and the cost volume are here, its spatial and class aggregation in
-`modeling_catseg_aggregation.py`, the upsampling decoder in `modeling_catseg_decoder.py`.
+The paper's parts in its order: dense CLIP features and the cost volume are here, the text features in
+`modeling_catseg_text.py`, spatial and class aggregation in `modeling_catseg_aggregation.py`, the upsampling decoder in
+`modeling_catseg_decoder.py`.
 """
 
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pickle import UnpicklingError
-from zlib import crc32
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +27,7 @@ from .configuration_catseg import CATSegConfig
 from .errors import first_line
 from .modeling_catseg_aggregation import CATSegAggregator, CATSegAggregatorLayer, CATSegClassBlock
 from .modeling_catseg_decoder import CATSegDecoder
+from .modeling_catseg_text import CATSegVocabulary, KeptTextEmbeds, labels_checksum, longest_prompt, text_features
 from .sliding_window_catseg import merge_windows, split_windows
 from .tensor_ops_catseg import RecomputedLayer, all_true, at_least_float32, independent_chunks, resize_bilinear
 
@@ -38,7 +38,6 @@ MODEL_FOR_SEMANTIC_SEGMENTATION_MAPPING_NAMES.setdefault("catseg", "CATSegForSem
 logger = logging.get_logger(__name__)
 
 CUT_CLASS_LOGIT = -100.0
-PROMPTS_PER_TEXT_BATCH = 256
 
 
 @dataclass
@@ -145,13 +144,6 @@ def most_similar_classes(cost: torch.Tensor, num_kept_classes: int) -> torch.Ten
     return indices.topk(num_kept_classes, dim=1, largest=False).values  # sorted as ExecuTorch can
 
 
-def same_kind(first: torch.Tensor | None, second: torch.Tensor | None) -> bool:
-    """Whether two tensors agree in device, type and shape."""
-    if first is None or second is None:
-        return first is second
-    return (first.device, first.dtype, first.shape) == (second.device, second.dtype, second.shape)
-
-
 def refuse_unknown(kwargs: TransformersKwargs):
     """Raises a TypeError for an argument that no model of transformers takes."""
     unknown = [name for name in kwargs if name not in TransformersKwargs.__annotations__]
@@ -175,65 +167,6 @@ def _compiles_one_graph() -> bool:
     from torch._dynamo.symbolic_convert import InstructionTranslator
 
     return InstructionTranslator.current_tx().one_graph
-
-
-def labels_checksum(labels: Sequence[str]) -> int:
-    """A number that tells lists of labels apart, never 0."""
-    return crc32("\n".join(labels).encode()) + 1
-
-
-class CATSegVocabulary(nn.Module):
-    """The token ids of the model's own vocabulary, saved with the weights, and a checksum of the labels they spell."""
-
-    def __init__(self, config: CATSegConfig):
-        super().__init__()
-        context_length = config.clip_config.text_config.max_position_embeddings
-        input_ids = torch.zeros(config.num_labels, config.num_prompts, context_length, dtype=torch.long)
-        self.input_ids = nn.Buffer(input_ids)
-        self.checksum = nn.Buffer(torch.zeros(1, dtype=torch.long))
-
-    def replace(self, labels: Sequence[str], input_ids: torch.LongTensor):
-        """
-        Takes other labels and the ids `(num_classes, num_prompts, length)` of their prompts.
-
-        Raises:
-            ValueError: If the buffers are offloaded, from where they could not be replaced.
-        """
-        if self.input_ids.is_meta:
-            raise ValueError(
-                "The model's vocabulary is offloaded, so it cannot be replaced: load the model without "
-                "`offload_buffers`, or save it with the other vocabulary first."
-            )
-        padding = self.input_ids.shape[-1] - input_ids.shape[-1]
-        self.input_ids = F.pad(input_ids, (0, padding)).to(self.input_ids.device)
-        self.checksum = torch.full_like(self.checksum, labels_checksum(labels))
-
-    def forward(self) -> tuple[torch.LongTensor, torch.LongTensor]:
-        """The ids `(num_classes, num_prompts, length)`, and the checksum `(1,)` of their labels: 0 if there are
-        none."""
-        return self.input_ids, self.checksum
-
-
-@dataclass
-class KeptTextEmbeds:
-    """
-    The text features of a vocabulary, with what they were made from.
-
-    Args:
-        input_ids (`torch.LongTensor` of shape `(num_classes, num_prompts, length)`): The ids of its prompts.
-        attention_mask (`torch.LongTensor`, *optional*): Their mask.
-        longest (`tuple[torch.LongTensor, int]`): The row `(1,)` of the longest prompt, and its tokens.
-        probe (`tuple[torch.Tensor, ...]`): What the text tower then made of them, to tell whether it has changed.
-        weights (`list[tuple[nn.Parameter, int]]`): Its parameters, and how often each was changed in place.
-        text_embeds (`torch.FloatTensor` of shape `(num_classes, num_prompts, projection_dim)`): The features.
-    """
-
-    input_ids: torch.LongTensor
-    attention_mask: torch.LongTensor | None
-    longest: tuple[torch.LongTensor, int]
-    probe: tuple[torch.Tensor, ...]
-    weights: list[tuple[nn.Parameter, int]]
-    text_embeds: torch.FloatTensor
 
 
 class CATSegPreTrainedModel(PreTrainedModel):
@@ -333,7 +266,7 @@ class CATSegModel(CATSegPreTrainedModel):
             raise ValueError(
                 f"Got {len(labels)} labels and the prompts of {input_ids.shape[0]} classes: give one for each."
             )
-        self._longest_prompt(input_ids.flatten(0, 1))
+        longest_prompt(self.clip, input_ids.flatten(0, 1))
         self.vocabulary.replace(labels, input_ids)
         self.config.id2label = dict(enumerate(labels))
         self.config.label2id = {label: index for index, label in enumerate(labels)}
@@ -356,24 +289,7 @@ class CATSegModel(CATSegPreTrainedModel):
         Raises:
             ValueError: If a shape does not fit the model, or a prompt has no end-of-text token.
         """
-        input_ids = self._check_input_ids(input_ids)
-        prompts = input_ids.flatten(0, 1)
-        if attention_mask is not None and attention_mask.shape not in (prompts.shape, input_ids.shape):
-            raise ValueError(
-                f"`attention_mask` of shape {tuple(attention_mask.shape)} must have that of the prompts, "
-                f"{tuple(prompts.shape)} or {tuple(input_ids.shape)}."
-            )
-        mask = None if attention_mask is None else attention_mask.reshape(prompts.shape)
-        if not torch.compiler.is_compiling():
-            # Under the causal mask nothing behind the last end-of-text token counts.
-            _, length = self._longest_prompt(prompts)
-            prompts, mask = prompts[:, :length], None if mask is None else mask[:, :length]
-        batches = independent_chunks(prompts, 0, prompts.shape[1], PROMPTS_PER_TEXT_BATCH)
-        masks = [None] * len(batches)
-        if mask is not None:
-            masks = independent_chunks(mask, 0, prompts.shape[1], PROMPTS_PER_TEXT_BATCH)
-        embeds = [self._encode_prompts(*batch) for batch in zip(batches, masks, strict=True)]
-        return F.normalize(torch.cat(embeds), dim=-1).unflatten(0, input_ids.shape[:2])
+        return text_features(self.clip, self._check_input_ids(input_ids), attention_mask)
 
     def encode_vocabulary(
         self,
@@ -413,17 +329,15 @@ class CATSegModel(CATSegPreTrainedModel):
     ) -> torch.FloatTensor:
         input_ids = self._check_input_ids(input_ids)
         kept = self._kept_text_embeds
-        if kept is None or not self._is_current(kept, input_ids, attention_mask, checksum):
+        conditions = [] if checksum is None else [(checksum == labels_checksum(self.config.label_names)).all()]
+        if kept is None or not kept.holds(self.clip, input_ids, attention_mask, *conditions):
             self._check_vocabulary(checksum)
-            kept = self._kept_text_embeds = self._encode_and_keep(input_ids, attention_mask)
+            kept = self._kept_text_embeds = KeptTextEmbeds.encode(self.clip, input_ids, attention_mask)
         return kept.text_embeds.clone()  # the caller may change it
-
-    def _labels_checksum(self) -> int:
-        return labels_checksum([self.config.id2label[index] for index in sorted(self.config.id2label)])
 
     def _check_vocabulary(self, checksum: torch.LongTensor | None):
         """Refuses a vocabulary of the model's own that was not made from its labels."""
-        if checksum is None or int(checksum) == self._labels_checksum():
+        if checksum is None or int(checksum) == labels_checksum(self.config.label_names):
             return
         reason = "`config.id2label` that its prompts were not made from"
         if not checksum:
@@ -432,81 +346,6 @@ class CATSegModel(CATSegPreTrainedModel):
             f"The model has {reason}: give `input_ids` or `text_embeds`, or call "
             "`model.set_vocabulary(labels, processor(text=labels).input_ids)` once."
         )
-
-    def _is_current(
-        self,
-        kept: KeptTextEmbeds,
-        input_ids: torch.LongTensor,
-        attention_mask: torch.LongTensor | None,
-        checksum: torch.LongTensor | None,
-    ) -> bool:
-        """Whether encoding these ids would give what is kept and, with a checksum, they are those of the labels."""
-        if not (same_kind(kept.input_ids, input_ids) and same_kind(kept.attention_mask, attention_mask)):
-            return False
-        weights = self._text_weights()
-        if len(weights) != len(kept.weights) or any(
-            before is not now or count != new_count
-            for (before, count), (now, new_count) in zip(kept.weights, weights, strict=True)
-        ):
-            return False
-        probe = self._probe_text_encoder(input_ids, kept.longest)
-        if not all(map(same_kind, kept.probe, probe)):
-            return False
-        pairs = [(kept.input_ids, input_ids), *zip(kept.probe, probe, strict=True)]
-        if attention_mask is not None:
-            pairs.append((kept.attention_mask, attention_mask))
-        agreements = [(before == now).all() for before, now in pairs]
-        if checksum is not None:
-            agreements.append((checksum == self._labels_checksum()).all())
-        return all_true(agreements)
-
-    def _encode_and_keep(self, input_ids: torch.LongTensor, attention_mask: torch.LongTensor | None) -> KeptTextEmbeds:
-        mask = None if attention_mask is None else attention_mask.clone()
-        longest = self._longest_prompt(input_ids.flatten(0, 1))
-        probe = self._probe_text_encoder(input_ids, longest)
-        text_embeds = self.get_text_embeds(input_ids, mask)
-        return KeptTextEmbeds(input_ids.clone(), mask, longest, probe, self._text_weights(), text_embeds)
-
-    def _text_weights(self) -> list[tuple[nn.Parameter, int]]:
-        """The text tower's parameters, and how often each was changed in place: without those that are offloaded or
-        made in inference mode, of which torch does not count it."""
-        parameters = itertools.chain(self.clip.text_model.parameters(), self.clip.text_projection.parameters())
-        return [(weight, weight._version) for weight in parameters if not (weight.is_meta or weight.is_inference())]
-
-    def _probe_text_encoder(
-        self, input_ids: torch.LongTensor, longest: tuple[torch.LongTensor, int]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The sums of all token embeddings, and the features of the longest prompt."""
-        row, length = longest
-        prompts = input_ids.flatten(0, 1)[:, :length]
-        token_embeds = self.get_input_embeddings()(prompts)
-        return token_embeds.sum(dim=-1), self._encode_prompts(prompts.index_select(0, row))
-
-    def _encode_prompts(
-        self, prompts: torch.LongTensor, attention_mask: torch.LongTensor | None = None
-    ) -> torch.FloatTensor:
-        """CLIP's text features `(num_prompts_in_all, projection_dim)` of prompts and their mask `(num_prompts_in_all,
-        length)`, not normalised."""
-        return self.clip.get_text_features(prompts, attention_mask, return_dict=True).pooler_output
-
-    def _longest_prompt(self, prompts: torch.LongTensor) -> tuple[torch.LongTensor, int]:
-        """The row `(1,)` of the prompt `(num_prompts_in_all, length)` that ends last, and its tokens up to its end,
-        found as CLIP's text model finds it."""
-        end_of_text = self.config.clip_config.text_config.eos_token_id
-        if end_of_text == 2:  # CLIP's first configs name a wrong id: there the highest id ends the text
-            ends = prompts.argmax(dim=-1)
-        else:
-            matches = prompts == end_of_text
-            ends = matches.int().argmax(dim=-1).masked_fill(~matches.any(dim=-1), prompts.shape[-1])
-        last, row = ends.max(dim=0, keepdim=True)
-        length = int(last) + 1
-        if length > prompts.shape[-1]:
-            index = int(row)
-            raise ValueError(
-                f"Prompt {index} of `input_ids`, {prompts[index].tolist()}, has no end-of-text token ({end_of_text}): "
-                "make the ids with the model's processor, which ends every prompt with it."
-            )
-        return row, length
 
     def _check_input_ids(self, input_ids: torch.LongTensor) -> torch.LongTensor:
         """`input_ids` as `(num_classes, num_prompts, length)`."""
