@@ -91,7 +91,7 @@ def convert(
     model.to(dtype)
     release_memory()
 
-    labels = [config.id2label[index] for index in sorted(config.id2label)]
+    labels = config.label_names
     model.set_vocabulary(labels, processor(text=labels).input_ids)
     card = model_card(config, repo_id or folder.name, model.num_parameters(), str(dtype).removeprefix("torch."))
     check_disk_space(folder, model)

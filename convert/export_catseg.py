@@ -227,7 +227,7 @@ def save_surroundings(model: CATSegForSemanticSegmentation, processor: CATSegPro
     with its text features."""
     processor.save_pretrained(folder)
     processor.image_processor.save_pretrained(folder)
-    labels = [model.config.id2label[index] for index in sorted(model.config.id2label)]
+    labels = model.config.label_names
     (folder / "vocabulary.json").write_text(json.dumps(labels, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
     with torch.no_grad():
         text_embeds = model.get_text_embeds(processor(text=labels).input_ids)

@@ -91,7 +91,7 @@ def model_card(config: CATSegConfig, name: str, num_parameters: int, dtype: str 
         dtype=dtype,
         image_size=config.image_size,
         num_classes=config.num_labels,
-        first_classes=", ".join(config.id2label[index] for index in sorted(config.id2label)[:3]),
+        first_classes=", ".join(config.label_names[:3]),
     )
     class_cut = CLASS_CUT.format(config.num_class_tokens) if config.num_class_tokens else ""
     sections = {

@@ -41,7 +41,7 @@ from catseg_training.processes import build_accelerator
 from catseg_training.report.card import TrainingData
 from catseg_training.report.hub import create_repository, upload
 from catseg_training.report.results import write_results
-from catseg_training.report.saved_model import class_names, environment, save_trained_model, training_results
+from catseg_training.report.saved_model import environment, save_trained_model, training_results
 from catseg_training.report.trackers import choose_trackers, start_trackers
 from catseg_training.run import Run
 from catseg_training.start import start_run
@@ -116,7 +116,7 @@ def evaluate_only(args: TrainArguments, accelerator: Accelerator, notice: Termin
             "arguments": args.recorded(),
         }
         with replaced_together(args.output_dir) as folder:
-            write_results(folder, results, class_names(run.config))
+            write_results(folder, results, run.config.label_names)
         logger.info(f"Wrote {args.output_dir / 'all_results.json'}")
     return True
 

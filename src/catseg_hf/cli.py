@@ -219,8 +219,7 @@ def _choose_labels(segmenter: OpenVocabularySegmentationPipeline, arguments: arg
         return load_vocabulary(arguments.vocabulary)
     if arguments.labels is not None:
         return split_labels(arguments.labels)
-    id2label = segmenter.model.config.id2label
-    return [id2label[index] for index in sorted(id2label)]
+    return segmenter.model.config.label_names
 
 
 def _positive(text: str) -> int:

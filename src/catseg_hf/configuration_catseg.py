@@ -216,6 +216,11 @@ class CATSegConfig(PreTrainedConfig):
         return {**super().to_dict(), "auto_map": deepcopy(AUTO_MAP), "custom_pipelines": deepcopy(CUSTOM_PIPELINES)}
 
     @property
+    def label_names(self) -> list[str]:
+        """The classes' names in the order of their indices."""
+        return [self.id2label[index] for index in sorted(self.id2label)]
+
+    @property
     def feature_size(self) -> int:
         """Side of the grid of CLIP features and of the cost volume."""
         return self.image_size // self.clip_config.vision_config.patch_size

@@ -267,8 +267,7 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         )
         input_ids = None
         if labels is None:
-            id2label = self.model.config.id2label
-            labels = [id2label[index] for index in sorted(id2label)]
+            labels = self.model.config.label_names
             if prompt_templates is not None:
                 input_ids = self._encode_vocabulary(labels, prompt_templates)
         else:

@@ -26,7 +26,7 @@ from .evaluation import Evaluation, evaluate_model
 from .interruption import TerminationNotice
 from .lora import is_lora
 from .report.results import prediction_grid
-from .report.saved_model import PREDICTIONS, class_names
+from .report.saved_model import PREDICTIONS
 from .report.trackers import log_image, log_values
 from .step_vocabulary import StepVocabulary
 
@@ -166,7 +166,7 @@ class Run:
 
     def _keep_evaluation(self):
         folder = self.args.output_dir
-        names = class_names(self.config)
+        names = self.config.label_names
         if self.args.example_images:
             image = prediction_grid(self.evaluation.examples, names, self.config.semantic_loss_ignore_index)
             with replaced_file(folder / PREDICTIONS) as path:

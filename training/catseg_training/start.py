@@ -41,7 +41,6 @@ from .model import (
     set_classes,
 )
 from .optimization import build_optimizer, build_scheduler
-from .report.saved_model import class_names
 from .run import Run
 from .sharding import is_sharded, prepare_for_sharding
 from .step_vocabulary import StepVocabulary
@@ -167,7 +166,7 @@ def _eval_images(args: TrainArguments, accelerator: Accelerator, config: CATSegC
 
 
 def _check_labels(dataset: Any, split: str, config: CATSegConfig):
-    warning = check_labels(dataset, split, class_names(config), config.semantic_loss_ignore_index)
+    warning = check_labels(dataset, split, config.label_names, config.semantic_loss_ignore_index)
     if warning is not None:
         logger.warning(warning)
 
@@ -255,7 +254,7 @@ def _identity(
     identity |= {
         "total_batch_size": total_batch_size,
         "num_train_examples": num_examples,
-        "vocabulary": class_names(config),
+        "vocabulary": config.label_names,
         "ignore_index": config.semantic_loss_ignore_index,
         "mixed_precision": accelerator.mixed_precision,
     }

@@ -106,7 +106,7 @@ def write_training_card(
         origin=f"This model was trained from {_origin(base_model)} on {_describe(data)}.",
         image_size=config.image_size,
         num_classes=config.num_labels,
-        first_classes=", ".join([config.id2label[index] for index in sorted(config.id2label)[:3]] + ["..."]),
+        first_classes=", ".join([*config.label_names[:3], "..."]),
     )
     sections = {
         "How to use it": _usage(name, base_model, has_adapter),

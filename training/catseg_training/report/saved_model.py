@@ -12,7 +12,7 @@ import transformers
 from accelerate import Accelerator
 from torch import nn
 
-from catseg_hf import CATSegConfig, CATSegProcessor
+from catseg_hf import CATSegProcessor
 from catseg_hf.files import replaced_together
 
 from ..arguments import TrainArguments
@@ -25,10 +25,6 @@ from .results import plot_curves, write_results
 PREDICTIONS = "predictions.png"
 CURVES = "training_curves.png"
 LICENSE = Path(__file__).resolve().parents[3] / "LICENSE"
-
-
-def class_names(config: CATSegConfig) -> list[str]:
-    return [config.id2label[index] for index in range(config.num_labels)]
 
 
 def save_trained_model(
@@ -66,7 +62,7 @@ def save_trained_model(
         model.save_pretrained(folder, state_dict=state_dict)
         processor.save_pretrained(folder)
         state.write(folder)
-        write_results(folder, results, class_names(model.config))
+        write_results(folder, results, model.config.label_names)
         plot_curves(state.history, folder / CURVES)
         for file in (args.output_dir / PREDICTIONS, LICENSE):
             if file.is_file():
