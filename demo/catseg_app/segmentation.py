@@ -17,7 +17,7 @@ from catseg_hf.image_io_catseg import open_image
 from catseg_hf.loading import load_segmenter
 from catseg_hf.mask_generation import load_mask_generator
 from catseg_hf.pipeline_catseg import OpenVocabularySegmentationPipeline, read_pixels
-from catseg_hf.visualization import area_shares
+from catseg_hf.results import list_segments
 
 
 MAX_MEGAPIXELS = 50
@@ -138,11 +138,6 @@ def segment(
         return_segmentation_map=True,
         return_probabilities=True,
     )
-    shares = {index: share for index, share in area_shares(result["segmentation"]).items() if index >= 0}
-    segments = [
-        {"index": index, "label": segment["label"], "area": round(share, 6), "score": round(segment["score"], 6)}
-        for segment, (index, share) in zip(result["segments"], shares.items(), strict=True)
-    ]
     return Segmentation(
         image=image,
         model=segmenter.model.name_or_path,
@@ -151,7 +146,7 @@ def segment(
         sliding_window=sliding_window,
         sam=sam,
         segmentation=result["segmentation"].short(),
-        segments=segments,
+        segments=list_segments(result),
         probabilities=_shrink(result["probabilities"]).half(),
     )
 

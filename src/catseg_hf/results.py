@@ -19,6 +19,16 @@ ORIGIN_KEY = "catseg-hf origin"
 RESULT_MARK = "catseg-hf segment"  # in every result, which is thereby known from other images
 
 
+def list_segments(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The segments of a result with their `index`, `label`, `area` (their share of the image) and `score`, largest
+    first. Both numbers are in [0, 1]."""
+    shares = {index: share for index, share in area_shares(result["segmentation"]).items() if index >= 0}
+    return [
+        {"index": index, "label": segment["label"], "area": round(share, 6), "score": round(segment["score"], 6)}
+        for segment, (index, share) in zip(result["segments"], shares.items(), strict=True)
+    ]
+
+
 def write_result(
     path: Path, image: Image.Image, result: dict[str, Any], labels: list[str], has_gaps: bool, origin: dict[str, Any]
 ) -> dict[str, Any]:
@@ -38,18 +48,13 @@ def write_result(
     """
     label_map, no_class = draw_label_map(result["segmentation"], len(labels), has_gaps)
     drawings = {"overlay": draw_segmentation(image, result["segmentation"], labels), "labels": label_map}
-    shares = {index: share for index, share in area_shares(result["segmentation"]).items() if index >= 0}
-    segments = [
-        {"index": index, "label": segment["label"], "area": round(share, 6), "score": round(segment["score"], 6)}
-        for segment, (index, share) in zip(result["segments"], shares.items(), strict=True)
-    ]
     files = _files(path)
     record = {
         "width": image.width,
         "height": image.height,
         **{kind: file.name for kind, file in files.items()},
         "no_class": no_class,
-        "segments": segments,
+        "segments": list_segments(result),
     }
     information = PngImagePlugin.PngInfo()
     information.add_text("Software", RESULT_MARK)
