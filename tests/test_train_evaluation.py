@@ -2,6 +2,7 @@
 
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from importlib.util import module_from_spec, spec_from_file_location
 from types import ModuleType
 
@@ -110,6 +111,8 @@ def test_arg_max_beside_the_model(flip, loaded, images, monkeypatch):
         views = Views(sliding_window=False, flip=flip)
         segmented = list(segment_images(model.eval(), processor, images, torch.device("cpu"), views=views))
         assert torch.get_num_threads() == 2
+        with ThreadPoolExecutor(1) as thread:  # one that was started later
+            assert thread.submit(torch.get_num_threads).result() == 2
     finally:
         hook.remove()
         torch.set_num_threads(threads_before)

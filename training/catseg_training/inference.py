@@ -229,7 +229,10 @@ def _beside(function: Callable[[Step], Result], steps: Iterable[Step]) -> Iterat
     It has one core. A second team of OpenMP's threads would make the model's own wait for each other differently, and
     take longer, even while it has nothing to do.
     """
-    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as thread:
+    num_threads = torch.get_num_threads()
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(torch.set_num_threads, 1).result()
+        torch.set_num_threads(num_threads)  # for threads that are started from now on, as it was
         unfinished = None
         for step in steps:
             following = thread.submit(function, step)
