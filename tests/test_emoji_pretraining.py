@@ -4,12 +4,13 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from torch.nn.functional import normalize
 from transformers import CLIPModel, CLIPTokenizer
 
 import pretrain_clip
@@ -19,7 +20,13 @@ from catseg_training.world.captions import PROMPT
 from catseg_training.world.contrastive import ContrastivePretraining, image_embeds
 from catseg_training.world.glyphs import GlyphCache
 from catseg_training.world.muon import orthogonalise, orthogonalise_together
-from catseg_training.world.pretraining import Phase, PretrainingConfig, build_clip, pretrain
+from catseg_training.world.pretraining import (
+    Phase,
+    PretrainingConfig,
+    build_clip,
+    learning_rate_factor,
+    pretrain,
+)
 from catseg_training.world.tokenizer import load_tokenizer
 from catseg_training.world.words import classes
 from test_emoji_world import draw_disc
@@ -89,15 +96,63 @@ def test_embeds_are_those_of_clip_and_catseg(tokenizer):
 
 
 @pytest.fixture
-def losses(tokenizer):
-    """Losses of two images, by the options of `ContrastivePretraining`."""
-    word_ids = tokenizer(list(classes()), padding=True, return_tensors="pt").input_ids
-    batch = {
+def word_ids(tokenizer):
+    return tokenizer(list(classes()), padding=True, return_tensors="pt").input_ids
+
+
+@pytest.fixture
+def batch(tokenizer):
+    """Two images, the words of whose captions are {3, 4, 7} and {4}: the second caption describes both."""
+    caption_words = torch.zeros(2, len(classes()), dtype=torch.bool)
+    caption_words[0, [3, 4, 7]] = caption_words[1, 4] = True
+    return {
         "pixel_values": torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)),
         "caption_ids": tokenizer(["a cat on grass", "a dog on sand"], padding=True, return_tensors="pt").input_ids,
-        "caption_words": torch.nn.functional.one_hot(torch.tensor([3, 4]), len(classes())).bool(),
+        "caption_words": caption_words,
     }
+
+
+@pytest.fixture
+def losses(tokenizer, word_ids, batch):
+    """Losses of two images, by the options of `ContrastivePretraining`."""
     return lambda **options: ContrastivePretraining(build_clip(tiny_config(), tokenizer), word_ids, **options)(**batch)
+
+
+@torch.no_grad()
+def literal_losses(clip: CLIPModel, word_ids: torch.Tensor, batch: dict[str, torch.Tensor], scale: float) -> dict:
+    """Each loss as a loop over what it averages."""
+
+    def log_probabilities(queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        return (scale * normalize(queries, dim=-1) @ normalize(keys, dim=-1).T).log_softmax(dim=-1)
+
+    images = clip.get_image_features(batch["pixel_values"]).pooler_output
+    patches = dense_image_features(clip, batch["pixel_values"], ())[0].flatten(1, 2)
+    captions = clip.get_text_features(batch["caption_ids"]).pooler_output
+    words = clip.get_text_features(word_ids).pooler_output
+    named = [row.nonzero().flatten().tolist() for row in batch["caption_words"]]
+
+    of_captions, of_images = log_probabilities(images, captions), log_probabilities(captions, images)
+    contrastive = [
+        *(-of_captions[i, [j for j in (0, 1) if set(named[j]) <= set(named[i])]].mean() for i in (0, 1)),
+        *(-of_images[j, [i for i in (0, 1) if set(named[j]) <= set(named[i])]].mean() for j in (0, 1)),
+    ]
+    of_words = log_probabilities(images, words)
+    word = [-of_words[i, named[i]].mean() for i in (0, 1)]
+    of_patches = log_probabilities(patches, words)
+    purity = [-patch[named[i]].exp().sum().log() for i in (0, 1) for patch in of_patches[i]]
+    presence = [-of_patches[i, :, k].sort().values[-4:].mean() for i in (0, 1) for k in named[i]]
+    means = {"contrastive": contrastive, "word": word, "purity": purity, "presence": presence}
+    return {name: torch.stack(values).mean() for name, values in means.items()}
+
+
+@pytest.mark.parametrize("logit_scale, scale", [(20, 20), (150, 100)])
+def test_losses(tokenizer, word_ids, batch, logit_scale, scale):
+    clip = build_clip(tiny_config(), tokenizer).eval()
+    clip.logit_scale.data = torch.tensor(float(logit_scale)).log()
+    losses = ContrastivePretraining(clip, word_ids, patch_weight=0.5)(**batch)
+    expected = literal_losses(clip, word_ids, batch, scale)
+    expected["loss"] = expected["contrastive"] + expected["word"] + (expected["purity"] + expected["presence"]) / 2
+    torch.testing.assert_close(losses, expected)
 
 
 def test_plain_clip_leaves_the_patches_alone(losses):
@@ -121,6 +176,24 @@ def test_bfloat16_is_for_the_image_tower_only(losses, monkeypatch):
     for name, loss in exact.items():
         assert loss != rounded[name]
         torch.testing.assert_close(rounded[name], loss, rtol=1e-2, atol=0)
+
+
+def test_learning_rates_rise_stay_and_fall():
+    config = PretrainingConfig([], warmup_steps=4, decay_steps=5)
+    factors = [learning_rate_factor(step, 20, config) for step in range(20)]
+    assert factors == pytest.approx([0.25, 0.5, 0.75] + [1] * 13 + [0.8, 0.6, 0.4, 0.2])
+
+
+def test_learning_rates_are_those_of_the_step(run, tmp_path, monkeypatch):
+    rates = []
+
+    def record(optimizer, step=torch.optim.AdamW.step):
+        rates.append(optimizer.param_groups[0]["lr"])
+        return step(optimizer)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", record)
+    run(tmp_path, replace(tiny_config(16), learning_rate=0.1))
+    assert rates == pytest.approx([0.1, 0.1, 0.1, 0.1, 0.1, 0.05])
 
 
 def test_muon_orthogonalises():
@@ -147,6 +220,23 @@ def test_processes_share_the_matrices(monkeypatch):
         result = orthogonalise_together(matrices)
     assert len(gathered) == 8 and all(len(part) == 1 for part in gathered.values())
     torch.testing.assert_close(result, orthogonalise(matrices))
+
+
+@pytest.mark.slow
+def test_short_pretraining(run, tmp_path):
+    """A CLIP with random weights learns words from captions; its arg max by chance is right for one pixel in 135."""
+    tower = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "hidden_act": "relu"}
+    config = PretrainingConfig(
+        [Phase(12_800, 64, 32, (1, 3), (1, 1))],
+        vision={**tower, "num_hidden_layers": 3, "image_size": 32, "patch_size": 4},
+        text={**tower, "num_hidden_layers": 1},
+        projection_dim=64,
+        decay_steps=60,
+    )
+    lines = []
+    run(tmp_path, config, save_steps=200, validation_steps=200, num_validation_scenes=64, log=lines.append)
+    scores = json.loads(lines[-1])
+    assert scores["seen_miou"] > 0.08 and scores["unseen_miou"] > 0.08 and scores["retrieval_accuracy"] > 0.3, scores
 
 
 def test_a_killed_run_ends_with_the_same_weights(run, tmp_path):
