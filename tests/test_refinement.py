@@ -275,15 +275,9 @@ def test_true_masks_raise_the_mean_iou(segmenter, num_scenes):
     plain, refined = [], []
     for image, label_map in zip(images, label_maps, strict=True):
         masks = regions(label_map)
-        result = segmenter(
-            Image.fromarray(image),
-            classes(),
-            mask_generator=lambda image, masks=masks: masks,
-            return_segmentation_map=True,
-            return_probabilities=True,
-        )
-        plain.append(resize(result["probabilities"], label_map.shape).argmax(dim=0).numpy())
-        refined.append(result["segmentation"].numpy())
+        for predictions, options in (plain, {}), (refined, {"mask_generator": lambda image, masks=masks: masks}):
+            result = segmenter(Image.fromarray(image), classes(), return_segmentation_map=True, **options)
+            predictions.append(result["segmentation"].numpy())
     before, after = (mean_ious(np.stack(predictions), label_maps) for predictions in (plain, refined))
     for words in ("seen", "unseen"):
         print(f"{words} words, {num_scenes} scenes: mIoU {before[words]:.1%}, with masks {after[words]:.1%}")
