@@ -406,6 +406,29 @@ def test_options(options, evaluating, tmp_path):
     assert dtypes == {torch.float32, torch.int64}
 
 
+@pytest.mark.parametrize(
+    "options, recomputed",
+    [(["--no-gradient_checkpointing"], set()), ([], {"CATSeg"}), (["--gradient_checkpointing"], {"CATSeg", "CLIP"})],
+    ids=["nowhere", "default", "everywhere"],
+)
+def test_recomputed_activations(options, recomputed, command, tmp_path):
+    """The layers that run again while the gradients are computed; the trained weights are the same."""
+    found = set()
+
+    def record(module: torch.nn.Module, inputs: tuple):
+        in_backward = torch._C._current_graph_task_id() != -1
+        found.update(name for name in ("CATSeg", "CLIP") if in_backward and type(module).__name__.startswith(name))
+
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(record)
+    try:
+        assert run_train(*command, *options, "--output_dir", tmp_path / "out") == 0
+    finally:
+        hook.remove()
+    assert found == recomputed
+    assert run_train(*command, "--output_dir", tmp_path / "default") == 0
+    assert weights(tmp_path / "out") == weights(tmp_path / "default")
+
+
 @pytest.mark.slow
 def test_compiled(evaluating, tmp_path):
     options = ["--eval_steps", "end", "--max_train_steps", 3]

@@ -279,7 +279,12 @@ class TrainArguments:
     mixed_precision: str | None = option(
         RUN, "(default: what `accelerate config` or `accelerate launch` was told)", choices=("no", "fp16", "bf16")
     )
-    gradient_checkpointing: bool = flag(RUN, "compute activations twice rather than keep them")
+    gradient_checkpointing: bool | None = switch(
+        RUN,
+        "compute the activations of all layers twice, which saves memory, or keep all of them, which saves time "
+        "(default: CLIP's are kept)",
+        default=None,
+    )
     torch_compile: bool = flag(RUN, "compile the training step's forward pass")
     logging_steps: int = option(
         RUN,

@@ -297,6 +297,8 @@ def _choose_trained(
     prepare_for_sharding(accelerator, model)
     if args.gradient_checkpointing:
         model.activation_checkpointing_enable()
+    elif args.gradient_checkpointing is False:
+        model.activation_checkpointing_disable()
     if args.lora_rank is None:
         model.freeze_clip(args.clip_finetuning)
     else:
