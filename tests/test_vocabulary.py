@@ -236,7 +236,10 @@ def test_model_without_vocabulary_says_so(original_state_dict, pixel_values):
         segment(converted_model(original_state_dict), pixel_values)
 
 
-def test_labels_changed_behind_the_prompts_are_noticed(model, pixel_values):
+@pytest.mark.parametrize("kept", [False, True], ids=["first call", "kept features"])
+def test_labels_changed_behind_the_prompts_are_noticed(model, pixel_values, kept):
+    if kept:
+        segment(model, pixel_values)
     model.config.id2label = {0: "dog", 1: "sofa", 2: "sky", 3: "tree"}
     with pytest.raises(ValueError, match="prompts were not made from.*set_vocabulary"):
         segment(model, pixel_values)
