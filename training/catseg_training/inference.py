@@ -231,7 +231,7 @@ def _beside(function: Callable[[Step], Result], steps: Iterable[Step]) -> Iterat
     """
     num_threads = torch.get_num_threads()
     with ThreadPoolExecutor(1) as thread:
-        thread.submit(torch.set_num_threads, 1).result()
+        thread.submit(_use_one_core).result()
         torch.set_num_threads(num_threads)  # for threads that are started from now on, as it was
         unfinished = None
         for step in steps:
@@ -241,6 +241,12 @@ def _beside(function: Callable[[Step], Result], steps: Iterable[Step]) -> Iterat
             unfinished = following
         if unfinished is not None:
             yield unfinished.result()
+
+
+def _use_one_core():
+    """Gives this thread one core for good: asked once, torch takes no later number for it."""
+    torch.set_num_threads(1)
+    torch.get_num_threads()
 
 
 def _most_probable_class(
