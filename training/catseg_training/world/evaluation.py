@@ -59,7 +59,7 @@ def mean_ious(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 
 def _device() -> torch.device:
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
 
 
 @torch.no_grad()
