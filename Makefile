@@ -98,7 +98,7 @@ $(WORLD)/scenes/images/test: | $(VENV)/.training
 	$(DRAW) --output $(WORLD)/scenes --num_scenes 500 --seed 1003 --split test
 
 $(WORLD)/other-scenes/images/test: | $(VENV)/.training
-	$(DRAW) --output $(WORLD)/other-scenes --num_scenes 500 --seed 1004 --split test
+	$(DRAW) --output $(WORLD)/other-scenes --num_scenes 500 --seed 1005 --split test
 
 $(WORLD)/fluent/images/test: | $(VENV)/.training
 	cd $(WORLD) && npm pack --silent @iconify-json/fluent-emoji-flat@1.2.6 && tar xzf iconify-json-*.tgz
