@@ -332,7 +332,8 @@ class CATSegModel(CATSegPreTrainedModel):
         conditions = [] if checksum is None else [(checksum == labels_checksum(self.config.label_names)).all()]
         if kept is None or not kept.holds(self.clip, input_ids, attention_mask, *conditions):
             self._check_vocabulary(checksum)
-            kept = self._kept_text_embeds = KeptTextEmbeds.encode(self.clip, input_ids, attention_mask)
+            text_embeds = self.get_text_embeds(input_ids, attention_mask)
+            kept = self._kept_text_embeds = KeptTextEmbeds.keep(self.clip, input_ids, attention_mask, text_embeds)
         return kept.text_embeds.clone()  # the caller may change it
 
     def _check_vocabulary(self, checksum: torch.LongTensor | None):

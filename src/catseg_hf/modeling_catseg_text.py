@@ -171,10 +171,14 @@ class KeptTextEmbeds:
     text_embeds: torch.FloatTensor
 
     @classmethod
-    def encode(
-        cls, clip: CLIPModel, input_ids: torch.LongTensor, attention_mask: torch.LongTensor | None
+    def keep(
+        cls,
+        clip: CLIPModel,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.LongTensor | None,
+        text_embeds: torch.FloatTensor,
     ) -> "KeptTextEmbeds":
-        """Encodes a vocabulary, and copies what the caller may change."""
+        """Keeps features that were just made, with copies of what the caller may change."""
         longest = longest_prompt(clip, input_ids.flatten(0, 1))
         return cls(
             input_ids=input_ids.clone(),
@@ -182,7 +186,7 @@ class KeptTextEmbeds:
             longest=longest,
             probe=probe_text_tower(clip, input_ids, longest),
             changes=count_changes(clip),
-            text_embeds=text_features(clip, input_ids, attention_mask),
+            text_embeds=text_embeds,
         )
 
     def holds(
