@@ -67,7 +67,7 @@ FINE_TUNE = $(LAUNCH) training/train.py --config_overrides training/catseg_train
 	--prior_probability 0.05 --dataset_name $(WORLD)/scenes --vocabulary $(WORLD)/scenes/classes.json \
 	--training_vocabulary $(WORLD)/scenes/seen.json --classes_per_step 20 --crop_size 128 --no-color_jitter \
 	--learning_rate 2e-3 --clip_lr_multiplier 0.05 --per_device_train_batch_size $$((8 / $(PROCESSES))) \
-	--max_train_steps 2000 --num_warmup_steps 50 --skip_evaluation --checkpointing_steps 200 \
+	--max_train_steps 2000 --num_warmup_steps 50 --no-gradient_checkpointing --skip_evaluation --checkpointing_steps 200 \
 	--checkpoints_total_limit 1 --resume_from_checkpoint latest --dataloader_num_workers $(WORKERS) \
 	--output_dir $(@D)
 
