@@ -12,7 +12,8 @@ from transformers import pipeline
 
 from catseg_hf import EMBEDDED_MODEL
 from catseg_hf.image_io_catseg import open_image
-from catseg_hf.visualization import area_shares, draw_segmentation
+from catseg_hf.results import list_segments
+from catseg_hf.visualization import draw_segmentation
 
 
 ROOT = Path(__file__).resolve().parent
@@ -37,10 +38,9 @@ def main():
     words = Path(arguments.model) / "words.json"  # which a model of the emoji world has
     groups = json.loads(words.read_text()) if words.is_file() else {}
     notes = {word: NOTES[group] for group, members in groups.items() for word in members}
-    shares = area_shares(result["segmentation"])
-    for segment, share in zip(result["segments"], shares.values(), strict=True):
+    for segment in list_segments(result):
         note = notes.get(segment["label"], "")
-        print(f"{segment['label']:>16}  score {segment['score']:.2f}  {share:6.1%}  {note}".rstrip())
+        print(f"{segment['label']:>16}  score {segment['score']:.2f}  {segment['area']:6.1%}  {note}".rstrip())
     arguments.output_dir.mkdir(parents=True, exist_ok=True)
     drawing = arguments.output_dir / "segmentation.png"
     draw_segmentation(image, result["segmentation"], labels).save(drawing)

@@ -11,7 +11,8 @@ from torch.nn.functional import interpolate
 import evaluate_world
 from catseg_hf import EMBEDDED_MODEL, CATSegForSemanticSegmentation, CATSegProcessor
 from catseg_training.world.captions import PROMPT
-from catseg_training.world.evaluation import NO_CLASS, evaluate_clip, mean_ious, read_scenes
+from catseg_training.world.evaluation import evaluate_clip, mean_ious, read_scenes
+from catseg_training.world.folders import NO_CLASS
 from catseg_training.world.pretraining import pixel_values, validate
 from catseg_training.world.scenes import Scene
 from catseg_training.world.scoring import word_iou
