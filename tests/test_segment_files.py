@@ -13,6 +13,7 @@ from PIL import Image
 from catseg_hf import EMBEDDED_MODEL, OpenVocabularySegmentationPipeline, cli, processes, segment_files
 from catseg_hf.errors import UserError
 from catseg_hf.image_files import choose_names
+from catseg_hf.results import list_segments
 
 
 SECONDS = 60  # for what happens at once if it happens at all
@@ -252,3 +253,12 @@ def test_every_process_has_its_accelerator(environment, expected, monkeypatch):
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
     assert processes.own_accelerator() == (expected and torch.device(expected))
+
+
+def test_segments_are_listed_with_their_shares():
+    segments = [{"label": "sky", "score": 0.7}, {"label": "cat", "score": 0.12345678}]
+    result = {"segmentation": torch.tensor([[2, 2], [0, -1]]), "segments": segments}
+    assert list_segments(result) == [
+        {"index": 2, "label": "sky", "area": 0.5, "score": 0.7},
+        {"index": 0, "label": "cat", "area": 0.25, "score": 0.123457},
+    ]
