@@ -57,7 +57,7 @@ WORLD := embedded-model
 SHIPPED := src/catseg_hf/embedded_model
 PROCESSES ?= 2
 WORKERS ?= 1
-PRECISION ?= $(if $(shell grep -so -m1 amx_bf16 /proc/cpuinfo),bf16,no)
+PRECISION ?= $(if $(shell grep -so -m1 avx512_bf16 /proc/cpuinfo),bf16,no)
 LAUNCH := OMP_NUM_THREADS=1 $(BIN)/python -m torch.distributed.run --nproc_per_node $(PROCESSES)
 DRAW := $(BIN)/python training/emoji_world.py
 PRETRAIN := $(LAUNCH) training/pretrain_clip.py --dataloader_num_workers $(WORKERS) \
