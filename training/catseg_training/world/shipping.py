@@ -55,8 +55,7 @@ def results_table(results: dict[str, Any]) -> str:
                 for vocabulary in ("all_words", "own_words")
                 for kind in ("seen", "unseen")
             ]
-            note = f" ({results[name]['note']})" if "note" in results[name] else ""
-            lines.append(f"| {description}{note} | {' | '.join(cells)} |")
+            lines.append(f"| {description} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
