@@ -225,7 +225,7 @@ def test_import_is_cheap():
 
 
 @pytest.mark.parametrize(
-    ("saved_as", "has_amx", "asked_for", "loaded_as"),
+    ("saved_as", "multiplies_bfloat16", "asked_for", "loaded_as"),
     [
         (torch.bfloat16, True, "auto", torch.bfloat16),
         (torch.bfloat16, False, "auto", torch.float32),
@@ -235,9 +235,9 @@ def test_import_is_cheap():
     ],
 )
 def test_automatic_type_is_fast_on_cpu(
-    model_with_vocabulary, processor, tmp_path, monkeypatch, saved_as, has_amx, asked_for, loaded_as
+    model_with_vocabulary, processor, tmp_path, monkeypatch, saved_as, multiplies_bfloat16, asked_for, loaded_as
 ):
     model_with_vocabulary.to(saved_as).save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: multiplies_bfloat16)
     assert load_segmenter(str(tmp_path), torch.device("cpu"), asked_for).model.dtype == loaded_as

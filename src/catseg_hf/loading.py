@@ -49,4 +49,5 @@ def load_segmenter(
 
 
 def _is_fast_on_cpu(dtype: torch.dtype) -> bool:
-    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported())
+    # Processors with AMX have AVX-512's instructions for bfloat16 as well.
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.cpu._is_avx512_bf16_supported())
