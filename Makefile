@@ -42,10 +42,10 @@ INPUTS ?= 10000
 IMAGES ?= 2000
 
 fuzz: $(VENV)/.test
-	PYTHONPATH=training $(BIN)/python tests/fuzz.py --inputs $(INPUTS)
+	PYTHONPATH=tests:training $(BIN)/python tests/robustness/fuzz.py --inputs $(INPUTS)
 
 soak: $(VENV)/.test
-	$(BIN)/python tests/soak.py --images $(IMAGES)
+	$(BIN)/python tests/robustness/soak.py --images $(IMAGES)
 
 quality: $(VENV)/.test
 	$(BIN)/ruff check .

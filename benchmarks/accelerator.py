@@ -1,6 +1,6 @@
 """Times inference and training on an accelerator, row by row in one process, the most telling rows first.
 
-    python benchmarks/accelerator.py --device cuda --time_limit 100 --json result.json
+    PYTHONPATH=training python benchmarks/accelerator.py --device cuda --time_limit 100 --json result.json
 
 Every row compares one way to run the model with the literal implementation in float32, or under autocast where the row
 has half precision. The file is written after every row, so that whatever ends the run, the rows until then are kept.
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from catseg_training.model import recompute_activations
 from inference import run_reference
 from measure import ARCHITECTURES, build_model, machine, measure, random_inputs
 from training_step import TrainingSteps
@@ -45,7 +46,7 @@ class Variant:
         compile_mode (`str`, *optional*): Mode of `torch.compile`; eager without.
         views_at_once (`int`, *optional*): `config.sliding_window_batch_size`.
         max_classes (`int`, *optional*): `config.max_classes_per_image`.
-        recomputation (`bool`): Whether training computes activations again, as it does by default.
+        recomputation (`bool`): Whether training computes activations again, as train.py does by default.
         channels_last (`bool`): Whether images and the weights of convolutions have the channels innermost.
     """
 
@@ -122,8 +123,8 @@ class Runner:
         model.config.max_classes_per_image = variant.max_classes
         if workload.kind == TRAINING_STEP:
             model.train().freeze_clip("attention")
-            if not variant.recomputation:
-                model.activation_checkpointing_disable()
+            if variant.recomputation:
+                recompute_activations(model)
             run = TrainingSteps(model, workload.classes, workload.batch_size, self.device).step
         else:
             pixel_values, text_embeds = self.inputs(workload)

@@ -1,6 +1,6 @@
 """Time, size and accuracy of exported models beside PyTorch's.
 
-    PYTHONPATH=convert:training python benchmarks/export.py --json benchmarks/results/export.json
+    PYTHONPATH=training python benchmarks/export.py --json benchmarks/results/export.json
 
 Twice: of a model with random weights, which segments one crop, and of the model in the package, with all words as the
 vocabulary, of which also the mean IoU on the tests' scenes is taken.
@@ -20,9 +20,9 @@ from PIL import Image
 from transformers import TorchAoConfig
 
 from catseg_hf import EMBEDDED_MODEL, CATSegForSemanticSegmentation, CATSegProcessor
+from catseg_hf.export.graphs import export_graphs
 from catseg_training.world.evaluation import mean_ious, read_scenes
 from catseg_training.world.words import classes
-from export_catseg import export_graphs
 from measure import ARCHITECTURES, ROOT, build_model, machine, measure, random_inputs, write_json
 
 

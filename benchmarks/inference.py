@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-import catseg_literal
 from catseg_hf import CATSegForSemanticSegmentation
+from catseg_hf.conversion import literal
 from measure import ARCHITECTURES, build_model, measure, random_inputs, write_result
 
 
@@ -21,8 +21,8 @@ def run_reference(
 ) -> torch.Tensor:
     """The literal implementation's logits."""
     if sliding_window:
-        return catseg_literal.literal_sliding_window(model, pixel_values, None, text_embeds).logit()
-    return catseg_literal.literal_logits(model, pixel_values, text_embeds)
+        return literal.literal_sliding_window(model, pixel_values, None, text_embeds).logit()
+    return literal.literal_logits(model, pixel_values, text_embeds)
 
 
 def main():

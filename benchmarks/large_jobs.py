@@ -24,12 +24,12 @@ import torch
 from PIL import Image
 
 from catseg_hf import EMBEDDED_MODEL
+from catseg_hf.images.origins import Settings
+from catseg_hf.images.results import write_result
+from catseg_hf.images.segmentation import FileSegmenter
 from catseg_hf.loading import load_segmenter
-from catseg_hf.origins import describe_settings
 from catseg_hf.pipeline_catseg import read_pixels
-from catseg_hf.processes import Processes, join_processes, own_accelerator
-from catseg_hf.results import write_result
-from catseg_hf.segment_files import FileSegmenter
+from catseg_hf.utils.processes import Processes, join_processes, own_accelerator
 from measure import machine, write_json
 
 
@@ -49,18 +49,19 @@ def write_images(folder: Path, count: int, height: int, width: int):
 def build_job(arguments: argparse.Namespace, folder: Path) -> FileSegmenter:
     device = torch.device("cpu") if arguments.device == "cpu" else own_accelerator() or torch.device("cuda")
     segmenter = load_segmenter(EMBEDDED_MODEL, device)
-    settings = describe_settings(EMBEDDED_MODEL, None, LABELS, None, str(segmenter.model.dtype))
+    settings = Settings(EMBEDDED_MODEL, None, LABELS, None, str(segmenter.model.dtype))
     images = sorted(str(path) for path in folder.glob("*.jpg"))
-    return FileSegmenter(segmenter, images, folder / "output", LABELS, settings)
+    return FileSegmenter(segmenter, images, folder / "output", settings)
 
 
 def run_sequentially(job: FileSegmenter):
     """Reads, segments and writes one image after the other."""
+    origin = {"settings": job.settings.digests(), "input": ""}
     for image, path in zip(job.images, job.paths, strict=True):
         pixels = read_pixels(image, job.segmenter.processor.image_processor)
         result = job.segmenter(pixels, LABELS, return_segmentation_map=True)
         image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
-        write_result(path, image, result, LABELS, False, {"settings": job.settings, "input": ""})
+        write_result(path, image, result, LABELS, False, origin)
 
 
 def images_per_second(run: Callable[[], object], count: int) -> float:
@@ -73,7 +74,7 @@ def images_per_second(run: Callable[[], object], count: int) -> float:
 def time_alone(arguments: argparse.Namespace, folder: Path) -> dict[str, float]:
     job = build_job(arguments, folder)
     job.segmenter(job.images[0], LABELS)
-    runs = {"sequential": lambda: run_sequentially(job), "overlapping": lambda: job.run(Processes())}
+    runs = {"sequential": lambda: run_sequentially(job), "overlapping": lambda: job.run(Processes(), [])}
     rates = {name: [] for name in runs}
     for _ in range(arguments.repeats):
         for name, run in runs.items():
@@ -97,7 +98,7 @@ def share(arguments: argparse.Namespace, folder: Path):
         rates = []
         for _ in range(arguments.repeats):
             processes.each(lambda: None)
-            rates.append(images_per_second(lambda: job.run(processes), len(job.images)))
+            rates.append(images_per_second(lambda: job.run(processes, []), len(job.images)))
         processes.first(lambda: (folder / "rate.json").write_text(json.dumps(max(rates))))
 
 

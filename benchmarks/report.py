@@ -1,4 +1,4 @@
-"""Writes the README's speed tables from the results that the benchmarks left, after running those that are missing.
+"""Writes the tables of docs/speed.md from the results that the benchmarks left, after running those that are missing.
 
 python benchmarks/report.py         # the tables, and only what has no result yet
 python benchmarks/report.py --run   # every case again: about an hour on two cores, 16 GB of memory
@@ -102,10 +102,10 @@ def main():
         if arguments.run or not (RESULTS / f"{result}.json").exists():
             run(script, options, result)
 
-    readme = ROOT / "README.md"
-    before, _, rest = readme.read_text().partition(START)
+    page = ROOT / "docs" / "speed.md"
+    before, _, rest = page.read_text().partition(START)
     _, _, after = rest.partition(END)
-    readme.write_text(f"{before}{START}\n{table()}{END}{after}")
+    page.write_text(f"{before}{START}\n{table()}{END}{after}")
     print(table())
 
 

@@ -1,6 +1,6 @@
 """Times a training step of the published recipe against one through the literal implementation.
 
-    python benchmarks/training_step.py --architecture base --classes 171 --json result.json
+    PYTHONPATH=training python benchmarks/training_step.py --architecture base --classes 171 --json result.json
 
 A step is forward (the text features included), loss, backward, clipping and the optimiser's update.
 """
@@ -11,8 +11,9 @@ from pathlib import Path
 
 import torch
 
-import catseg_literal
 from catseg_hf import CATSegForSemanticSegmentation
+from catseg_hf.conversion import literal
+from catseg_training.model import recompute_activations
 from measure import ARCHITECTURES, build_model, measure, random_inputs, write_result
 
 
@@ -46,8 +47,8 @@ class TrainingSteps:
         """A step through the literal implementation. Returns the logits."""
         features = self.model.clip.get_text_features(self.input_ids).pooler_output
         text_embeds = torch.nn.functional.normalize(features, dim=-1)[:, None]
-        logits = catseg_literal.literal_logits(self.model, self.pixel_values, text_embeds)
-        self._update(catseg_literal.literal_loss(logits, self.labels, self.model.config.semantic_loss_ignore_index))
+        logits = literal.literal_logits(self.model, self.pixel_values, text_embeds)
+        self._update(literal.literal_loss(logits, self.labels, self.model.config.semantic_loss_ignore_index))
         return logits.detach()
 
     def _update(self, loss: torch.Tensor):
@@ -75,10 +76,7 @@ def main():
     model = build_model(arguments.architecture, arguments.device).train()
     model.freeze_clip("attention")
     reference = copy.deepcopy(model)
-    if arguments.gradient_checkpointing:
-        model.activation_checkpointing_enable()
-    elif arguments.gradient_checkpointing is False:
-        model.activation_checkpointing_disable()
+    recompute_activations(model, arguments.gradient_checkpointing)
 
     steps, reference_steps = (
         TrainingSteps(trained, arguments.classes, arguments.batch_size, arguments.device)

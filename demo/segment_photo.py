@@ -12,7 +12,7 @@ from transformers import pipeline
 
 from catseg_hf import EMBEDDED_MODEL
 from catseg_hf.image_io_catseg import open_image
-from catseg_hf.results import list_segments
+from catseg_hf.images.results import list_segments
 from catseg_hf.visualization import draw_segmentation
 
 

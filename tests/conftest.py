@@ -12,11 +12,13 @@ from safetensors.torch import load_file
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from catseg_hf import CATSegForSemanticSegmentation, CATSegImageProcessorPil, CATSegProcessor
-from convert_catseg_original_to_hf import build_model, convert_state_dict, infer_config
-from tokenizer import tiny_tokenizer
+from catseg_hf.conversion.original_architecture import infer_config
+from catseg_hf.conversion.state_dict_conversion import build_model, convert_state_dict
+from catseg_testing.tokenizer import tiny_tokenizer
 
 
-FIXTURES = Path(__file__).parent / "fixtures"
+ROOT = Path(__file__).parent.parent
+FIXTURES = ROOT / "tests" / "fixtures"
 
 
 def normalise(pixels: torch.Tensor) -> torch.Tensor:

@@ -32,7 +32,7 @@ from accelerate.utils import ProjectConfiguration, set_seed
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from catseg_hf.errors import UserError, reports_errors
-from catseg_hf.files import replaced_together
+from catseg_hf.utils.files import replaced_together
 from catseg_training.arguments import TrainArguments, parse_arguments
 from catseg_training.checkpoints import save_unwrapped
 from catseg_training.interruption import TerminationNotice

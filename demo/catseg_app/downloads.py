@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from catseg_hf import EMBEDDED_MODEL, VOCABULARIES, load_vocabulary
-from catseg_hf.results import draw_label_map
+from catseg_hf.images.results import draw_label_map
 from catseg_hf.visualization import draw_segmentation
 
 from .labels import format_labels, parse_labels
@@ -55,7 +55,7 @@ def python_code(result: Segmentation, opacity: float) -> str:
     imports = f"from catseg_hf import {', '.join(names)}" if names else "import catseg_hf  # registers CAT-Seg"
     sam_import = sam = ""
     if result.sam:
-        sam_import = "\nfrom catseg_hf.mask_generation import load_mask_generator"
+        sam_import = "\nfrom catseg_hf.loading import load_mask_generator"
         sam = f"\n    mask_generator=load_mask_generator({json.dumps(result.sam)}),"
     return f"""\
 from transformers import pipeline

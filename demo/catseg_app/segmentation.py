@@ -14,10 +14,9 @@ from PIL import Image
 from catseg_hf import EMBEDDED_MODEL
 from catseg_hf.errors import UserError
 from catseg_hf.image_io_catseg import open_image
-from catseg_hf.loading import load_segmenter
-from catseg_hf.mask_generation import load_mask_generator
+from catseg_hf.images.results import list_segments
+from catseg_hf.loading import load_mask_generator, load_segmenter
 from catseg_hf.pipeline_catseg import OpenVocabularySegmentationPipeline, read_pixels
-from catseg_hf.results import list_segments
 
 
 MAX_MEGAPIXELS = 50

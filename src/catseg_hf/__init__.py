@@ -1,49 +1,43 @@
 """CAT-Seg for transformers: open-vocabulary semantic segmentation by cost aggregation (Cho et al., CVPR 2024)."""
 
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from transformers import (
-    AutoConfig,
-    AutoImageProcessor,
-    AutoModel,
-    AutoModelForSemanticSegmentation,
-    AutoProcessor,
-)
-from transformers.pipelines import PIPELINE_REGISTRY
-
-from .configuration_catseg import CATSegConfig
-from .image_processing_catseg import CATSegImageProcessor, CATSegImageProcessorPil
-from .modeling_catseg import (
-    CATSegForSemanticSegmentation,
-    CATSegModel,
-    CATSegModelOutput,
-    CATSegPreTrainedModel,
-)
-from .pipeline_catseg import OpenVocabularySegmentationPipeline
-from .processing_catseg import CATSegProcessor
-from .refinement import refine_with_masks
-from .remote_code_catseg import OPEN_VOCABULARY_TASK
-from .vocabularies import VOCABULARIES, load_vocabulary
-
-
-AutoConfig.register("catseg", CATSegConfig)
-AutoModel.register(CATSegConfig, CATSegModel)
-AutoModelForSemanticSegmentation.register(CATSegConfig, CATSegForSemanticSegmentation)
-AutoImageProcessor.register(
-    CATSegConfig, image_processor_classes={"torchvision": CATSegImageProcessor, "pil": CATSegImageProcessorPil}
-)
-AutoProcessor.register(CATSegConfig, CATSegProcessor)
-PIPELINE_REGISTRY.register_pipeline(
-    OPEN_VOCABULARY_TASK,
-    pipeline_class=OpenVocabularySegmentationPipeline,
-    pt_model=AutoModelForSemanticSegmentation,
-    type="multimodal",
-)
 
 EMBEDDED_MODEL = str(Path(__file__).with_name("embedded_model"))
 """Folder of a small checkpoint for scenes of emoji. Its `words.json` says which words it was shown masks of."""
 
 __version__ = "0.1.0"
+
+# The console script answers `--help` and wrong arguments without torch and transformers, whose import takes seconds:
+# there alone, everything else is imported when it is asked for.
+_IS_COMMAND = Path(sys.argv[0] if sys.argv else "").stem == "catseg-hf"
+
+if TYPE_CHECKING or not _IS_COMMAND:
+    from .registration import (
+        VOCABULARIES,
+        CATSegConfig,
+        CATSegForSemanticSegmentation,
+        CATSegImageProcessor,
+        CATSegImageProcessorPil,
+        CATSegModel,
+        CATSegModelOutput,
+        CATSegPreTrainedModel,
+        CATSegProcessor,
+        OpenVocabularySegmentationPipeline,
+        load_vocabulary,
+        refine_with_masks,
+    )
+else:
+
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from . import registration
+
+        return getattr(registration, name)
+
 
 __all__ = [
     "CATSegConfig",

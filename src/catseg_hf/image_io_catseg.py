@@ -1,6 +1,7 @@
 """Reads images whose pixels decode, whatever is wrong with their metadata."""
 
 import os
+import warnings
 from io import BytesIO
 from typing import BinaryIO
 
@@ -64,6 +65,12 @@ def open_image(source: str | os.PathLike | bytes | BinaryIO, name: str | None = 
         logger.warning_once(f"{name} has malformed metadata, which was left out, its orientation too.")
         return image
     return upright(image, name)
+
+
+def raise_pixel_limit(max_pixels: int):
+    """Makes this process read images of so many pixels, which Pillow otherwise takes for attacks."""
+    Image.MAX_IMAGE_PIXELS = -(-max_pixels // 2)  # Pillow refuses more than twice as many
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
 def upright(image: Image.Image, name: str) -> Image.Image:

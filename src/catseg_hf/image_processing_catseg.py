@@ -13,13 +13,10 @@ Both classes share everything but step 1: Pillow does it in `CATSegImageProcesso
 import os
 from collections.abc import Mapping
 from copy import deepcopy
-from functools import reduce
-from operator import index as as_index
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from huggingface_hub.dataclasses import validate_typed_dict
 from PIL import Image
 from transformers import PreTrainedConfig
@@ -40,7 +37,12 @@ from typing_extensions import Self
 
 from .errors import UserError, refuse_misspelt
 from .image_io_catseg import open_image
+from .image_pixels_catseg import flatten_images, rgb_pixels
+from .label_maps_catseg import prepare_label_map, reduce_labels
+from .post_processing_catseg import most_probable_class, with_target_sizes
 from .remote_code_catseg import IMAGE_PROCESSOR_AUTO_MAP
+from .resizing_catseg import get_resized_size
+from .tensor_ops_catseg import resize_bilinear
 
 
 logger = logging.get_logger(__name__)
@@ -48,17 +50,6 @@ logger = logging.get_logger(__name__)
 MAX_SIDE = 2**14
 
 UNSUPPORTED_KWARGS = ("crop_size", "do_center_crop", "do_pad", "pad_size")
-
-# Bounds what the arg max over classes may hold at a time, whatever the number of classes and the image's size. On the
-# CPU, larger tensors are slower: their memory is not used again, but comes from the system each time.
-_MAX_CHUNK_BYTES, _MAX_CPU_CHUNK_BYTES = 128 * 2**20, 24 * 2**20
-# Processors are many times slower on numbers as small as the probabilities of classes that were cut away. A power of
-# two lifts them above that and changes no other bit.
-_PROBABILITY_SCALE = 2.0**60
-# By how much, relatively, rounding may move what is resized, at most.
-_ROUNDING = 1e-4
-# Values that stay in the processor's cache while classes are compared.
-_MAX_CELLS = 2**17
 
 
 class CATSegImageProcessorKwargs(ImagesKwargs, total=False):
@@ -90,41 +81,6 @@ class CATSegImageProcessorKwargs(ImagesKwargs, total=False):
     do_reduce_labels: bool
 
 
-def get_resized_size(height: int, width: int, shortest_edge: int, longest_edge: int | None = None) -> tuple[int, int]:
-    """
-    Size of an image after step 1, as detectron2 rounds it; a side never falls below one pixel.
-
-    Args:
-        height (`int`), width (`int`): Size of the image in pixels.
-        shortest_edge (`int`): Wanted length of the shorter side.
-        longest_edge (`int`, *optional*): Limit of the longer side, which wins over `shortest_edge`.
-
-    Returns:
-        `tuple[int, int]`: New height and width.
-    """
-    scale = shortest_edge / min(height, width)
-    sides = (shortest_edge, scale * width) if height < width else (scale * height, shortest_edge)
-    if longest_edge is not None and max(sides) > longest_edge:
-        scale = longest_edge / max(sides)
-        sides = (sides[0] * scale, sides[1] * scale)
-    return max(1, int(sides[0] + 0.5)), max(1, int(sides[1] + 0.5))
-
-
-def _resize_bilinear(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Float bilinear resize without antialiasing of (C, H, W), as in steps 2 and 3 and after the model."""
-    images = images.float()
-    if images.shape[-2:] == size:
-        return images
-    return F.interpolate(images[None], size=size, mode="bilinear", align_corners=False)[0]
-
-
-def _nearest_source(old: int, new: int) -> torch.Tensor:
-    """Which of `old` positions each of `new` positions takes: Pillow's own choice, made on a row of indices, so that
-    any integer type can be resized as Pillow would."""
-    row = Image.fromarray(np.arange(old, dtype=np.int32)[None])
-    return torch.from_numpy(np.array(row.resize((new, 1), Image.Resampling.NEAREST))[0]).long()
-
-
 def _height_and_width(size: Any) -> dict[str, int]:
     """A `size` for the one resize without the sliding window: the sides, or one side of a square."""
     if isinstance(size, int):
@@ -135,88 +91,6 @@ def _height_and_width(size: Any) -> dict[str, int]:
         f"`size` is {size!r}, but without the sliding window an image is resized to a height and a width: pass "
         "`size={'height': ..., 'width': ...}` or `image_size`."
     )
-
-
-def _reduce_labels(label: torch.Tensor) -> torch.Tensor:
-    """Ids that begin at 1 as ids that begin at 0, with 255 for the former 0."""
-    if label.max() > 255:
-        raise UserError(
-            f"A segmentation map holds the id {int(label.max())}, but `do_reduce_labels` takes ids of at most 255, "
-            "which stands for no class: take 1 from the ids before."
-        )
-    is_class = (label != 0) & (label != 255)
-    return torch.where(is_class, label - 1, 255)
-
-
-def _to_tensor(array: "np.ndarray | torch.Tensor") -> torch.Tensor:
-    if isinstance(array, torch.Tensor):
-        return array
-    array = np.require(array, array.dtype.newbyteorder("="), ["C", "W"])
-    if min(array.strides, default=0) < 0:  # of an axis of length 1
-        array = array.copy()
-    try:
-        return torch.from_numpy(array)
-    except TypeError as error:
-        raise UserError(f"An array of type {array.dtype} is not accepted: pass integers or floats.") from error
-
-
-def _check_range(image: torch.Tensor, index: int) -> None:
-    if not torch.isfinite(image).all():
-        raise UserError(
-            f"Image {index} holds NaN or infinite pixels, but only finite values are accepted: 0 to 255, or 0 to 1 "
-            "with `do_rescale=False`. Repair the image or leave it out."
-        )
-    if image.abs().max() > 65535:
-        raise UserError(
-            f"Image {index} holds values from {image.min():.3g} to {image.max():.3g}, but 0 to 255 are accepted, or 0 "
-            "to 1 with `do_rescale=False`. Rescale its values first."
-        )
-
-
-def _to_8_bit(image: torch.Tensor, index: int) -> torch.Tensor:
-    """Integer pixels as uint8: those wider than 8 bits are scaled from 16 bits, never clipped."""
-    if image.dtype == torch.uint8:
-        return image
-    if image.dtype == torch.bool:
-        return image.to(torch.uint8) * 255
-    is_16_bit = image.dtype == torch.uint16
-    image = image.to(torch.int32 if is_16_bit else torch.int64)
-    lowest, highest = int(image.min()), int(image.max())
-    if lowest < 0 or highest > 65535:
-        raise UserError(
-            f"Image {index} holds integers from {lowest} to {highest}, but only 0 to 255 (8 bits) and 0 to 65535 "
-            "(16 bits) are accepted. Rescale its values first."
-        )
-    return ((image + 128) // 257 if is_16_bit or highest > 255 else image).to(torch.uint8)
-
-
-def _open_pil(image: Image.Image, index: int) -> np.ndarray:
-    """A PIL image of any mode as an array that is RGB in 8 bits, or grey in integers of 8 to 32 bits."""
-    if image.mode == "F":
-        pixels = np.array(image)
-        _check_range(torch.from_numpy(pixels), index)
-        # A float image does not tell its range: 0..1, 0..255 and 0..65535 are told apart by the brightest pixel.
-        return np.rint(pixels * 255 if pixels.max() <= 1 else pixels).astype(np.int64)
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        return np.array(image)
-    try:
-        if image.mode == "P" and "transparency" in image.info:
-            image = image.convert("RGBA")
-        elif image.mode == "La":
-            image = image.convert("LA")
-        return np.array(image.convert("RGB"))
-    except (TypeError, ValueError) as error:
-        raise UserError(
-            f"Image {index} of mode {image.mode!r} cannot be made RGB ({error}): leave out its `info['transparency']`."
-        ) from error
-
-
-def _flatten(images: Any, ndim: int) -> list[Any]:
-    """One image, a batched array, or lists of them, as a flat list of images with at most `ndim` axes."""
-    if isinstance(images, list | tuple):
-        return [image for item in images for image in _flatten(item, ndim)]
-    is_batch = not isinstance(images, Image.Image) and images.ndim == ndim + 1
-    return list(images) if is_batch else [images]
 
 
 class _CATSegImageProcessing:
@@ -357,45 +231,14 @@ class _CATSegImageProcessing:
 
         `index` is the image's place in the batch, for the errors; see `preprocess` for the other arguments.
         """
-        if isinstance(image, Image.Image):
-            image = _open_pil(image, index) if do_convert_rgb else np.array(image)
-            input_data_format = ChannelDimension.LAST
-        image = _to_tensor(image).to(device)
-        shape = tuple(image.shape)
-        if image.ndim == 2:
-            image, input_data_format = image[None], ChannelDimension.FIRST
-        if image.ndim != 3 or 0 in shape:
-            raise UserError(
-                f"Image {index} has shape {shape}, but at least one pixel is needed, in shape (H, W), (H, W, C) or "
-                "(C, H, W). Leave it out or repair it."
-            )
-        if input_data_format is None:
-            ends = [(c, axis) for c in (3, 4, 1) for axis in (0, 2) if shape[axis] == c]
-            input_data_format = ChannelDimension.LAST if ends and ends[0][1] == 2 else ChannelDimension.FIRST
-            if len(ends) == 2:
-                layout = "(H, W, C)" if input_data_format == ChannelDimension.LAST else "(C, H, W)"
-                logger.warning_once(
-                    f"An image of shape {shape} may have its channels first or last and is taken as {layout}: pass "
-                    "`input_data_format`, or a PIL image, if that is wrong."
-                )
-        if ChannelDimension(input_data_format) == ChannelDimension.LAST:
-            image = image.permute(2, 0, 1)
-        if image.shape[0] not in ((1, 3, 4) if do_convert_rgb else (3,)):
-            raise UserError(
-                f"Image {index} has shape {shape} and so {image.shape[0]} channels, but "
-                f"{'1, 3 or 4 are' if do_convert_rgb else '3 without `do_convert_rgb` are'} accepted. Pass it as RGB."
-            )
-        if image.is_floating_point():
-            image = image.float()
-            _check_range(image, index)
-            if kwargs.get("do_rescale") and image.max() <= 1:
-                logger.warning_once(
-                    "A float image with values of at most 1 is being rescaled by `rescale_factor`: pass "
-                    "`do_rescale=False` if its values are 0 to 1."
-                )
-        else:
-            image = _to_8_bit(image, index)
-        return image[:3].expand(3, -1, -1).contiguous()
+        return rgb_pixels(
+            image,
+            index,
+            do_convert_rgb=do_convert_rgb,
+            input_data_format=input_data_format,
+            do_rescale=kwargs.get("do_rescale"),
+            device=device,
+        )
 
     def _preprocess_image_like_inputs(
         self,
@@ -404,7 +247,7 @@ class _CATSegImageProcessing:
         return_tensors: str | TensorType | None = None,
         **kwargs,
     ) -> BatchFeature:
-        images = _flatten(self.fetch_images(images), ndim=3)
+        images = flatten_images(self.fetch_images(images), ndim=3)
         if not images:
             raise UserError("No images were given: an empty list is not accepted, pass at least one image.")
         data: dict[str, list[torch.Tensor]] = {}
@@ -416,7 +259,7 @@ class _CATSegImageProcessing:
                 data.setdefault(name, []).append(view)
         if segmentation_maps is not None:
             labels = self._prepare_labels(segmentation_maps, sizes, data["pixel_values"])
-            data["labels"] = [_reduce_labels(label) for label in labels] if kwargs["do_reduce_labels"] else labels
+            data["labels"] = [reduce_labels(label) for label in labels] if kwargs["do_reduce_labels"] else labels
         if return_tensors is None:
             return BatchFeature(data)
         if len({view.shape for view in data["pixel_values"]}) > 1:
@@ -456,7 +299,7 @@ class _CATSegImageProcessing:
             sizes = {"pixel_values": (window_image_size,) * 2, "global_pixel_values": (sliding_window_size,) * 2}
         elif do_resize:
             sizes = {"pixel_values": (size.height or image_size, size.width or image_size)}
-        views = {name: _resize_bilinear(image, size) for name, size in sizes.items()}
+        views = {name: resize_bilinear(image.float()[None], size)[0] for name, size in sizes.items()}
         views = views or {"pixel_values": image.float()}
         for name, view in views.items():
             if do_rescale:
@@ -475,39 +318,15 @@ class _CATSegImageProcessing:
         if not isinstance(maps, list | Image.Image):
             # With one image, three axes are one map with a channel axis, not a batch of maps.
             maps = list(maps) if maps.ndim == 4 or (maps.ndim == 3 and len(sizes) > 1) else [maps]
-        maps = _flatten(maps, ndim=3)
+        maps = flatten_images(maps, ndim=3)
         if len(maps) != len(sizes):
             raise UserError(
                 f"{len(maps)} segmentation maps were given for {len(sizes)} images: pass one map per image."
             )
-        labels = []
-        for index, (label, size, pixels) in enumerate(zip(maps, sizes, pixel_values, strict=True)):
-            label = _to_tensor(np.array(label) if isinstance(label, Image.Image) else label)
-            shape = tuple(label.shape)
-            if label.ndim == 3:
-                label = label[0] if shape[0] == 1 else label[..., 0] if shape[-1] == 1 else label
-            if label.ndim != 2:
-                raise UserError(
-                    f"Segmentation map {index} has shape {shape}, but one class index per pixel is accepted, in shape "
-                    "(H, W): turn colours into class indices first."
-                )
-            if tuple(label.shape) != size:
-                raise UserError(
-                    f"Segmentation map {index} has size {tuple(label.shape)} (height, width), but its image has size "
-                    f"{size}: pass maps of the size of their images."
-                )
-            # frac() is not 0 for NaN and infinity either.
-            if label.is_floating_point() and (label.double().frac() != 0).any():
-                raise UserError(
-                    f"Segmentation map {index} holds values that are not whole numbers, but class indices are "
-                    "accepted only: pass integers."
-                )
-            label = label.to(pixels.device, torch.int64)
-            rows, columns = (
-                _nearest_source(old, new).to(pixels.device) for old, new in zip(size, pixels.shape[-2:], strict=True)
-            )
-            labels.append(label[rows][:, columns])
-        return labels
+        return [
+            prepare_label_map(label, index, size, pixels)
+            for index, (label, size, pixels) in enumerate(zip(maps, sizes, pixel_values, strict=True))
+        ]
 
     def post_process_semantic_segmentation(
         self,
@@ -537,13 +356,13 @@ class _CATSegImageProcessing:
             `UserError`: when there is not one target size per image, or one is not two positive integers.
         """
         results = []
-        for image_logits, size in _with_target_sizes(outputs.logits, target_sizes):
+        for image_logits, size in with_target_sizes(outputs.logits, target_sizes):
             if return_segmentation_scores:
-                scores = _resize_bilinear(image_logits.float().sigmoid(), size)
+                scores = resize_bilinear(image_logits.float().sigmoid()[None], size)[0]
                 data = {"segmentation": scores.argmax(dim=0), "segmentation_scores": scores}
                 results.append(SemanticSegmentationPostProcessorOutput(data=data))
             else:
-                results.append(_most_probable_class(image_logits, size)[0])
+                results.append(most_probable_class(image_logits, size)[0])
         return results
 
     def post_process_most_probable_class(
@@ -566,78 +385,8 @@ class _CATSegImageProcessing:
         Raises:
             `UserError`: when there is not one target size per image, or one is not two positive integers.
         """
-        pairs = _with_target_sizes(outputs.logits, target_sizes)
-        return [_most_probable_class(image_logits, size) for image_logits, size in pairs]
-
-
-def _with_target_sizes(
-    logits: torch.Tensor, target_sizes: "list[tuple[int, int]] | torch.Tensor | None"
-) -> list[tuple[torch.Tensor, tuple[int, int]]]:
-    """Every image's logits (T, h, w) and the size (height, width) that is wanted of it."""
-    if target_sizes is None:
-        target_sizes = [tuple(logits.shape[-2:])] * len(logits)
-    elif isinstance(target_sizes, torch.Tensor):
-        target_sizes = target_sizes.tolist()
-    if len(target_sizes) != len(logits):
-        raise UserError(
-            f"{len(target_sizes)} target sizes were given for {len(logits)} images in the logits: pass one "
-            "(height, width) per image."
-        )
-    return list(zip(logits, map(_check_target_size, target_sizes), strict=True))
-
-
-def _check_target_size(size: Any) -> tuple[int, int]:
-    try:
-        height, width = (as_index(side) for side in size)
-    except (TypeError, ValueError):
-        height = width = 0
-    if height < 1 or width < 1:
-        raise UserError(f"The target size {size!r} is not accepted: pass (height, width), two positive integers.")
-    return height, width
-
-
-def _most_probable_class(logits: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Arg max over T of the probabilities (T, h, w) resized to `size`, and its probability, a few classes at a
-    time."""
-    logits = logits.detach()
-    pixels = size[0] * size[1] + 2 * logits.shape[-2] * logits.shape[-1]
-    best = torch.full(size, -1.0, device=logits.device)
-    segmentation = torch.zeros(size, dtype=torch.int64, device=logits.device)
-    if logits.device.type == "cpu":
-        possible, max_bytes = _possible_classes(logits), _MAX_CPU_CHUNK_BYTES
-    else:  # would have to be waited for, which costs more than it saves
-        possible, max_bytes = torch.arange(len(logits), device=logits.device), _MAX_CHUNK_BYTES
-    # The resize rounds a class by itself differently, so that there are at least two in every chunk.
-    max_classes = max(3, max_bytes // (4 * pixels))
-    for indices in possible.tensor_split(-(-len(possible) // max_classes)):
-        # The first of equal classes, here as in the comparison with those before.
-        probabilities = logits[indices].float().sigmoid() * _PROBABILITY_SCALE
-        scores, places = _resize_bilinear(probabilities, size).max(dim=0)
-        is_better = scores > best
-        segmentation = torch.where(is_better, indices[places], segmentation)
-        best = torch.where(is_better, scores, best)
-    return segmentation, best / _PROBABILITY_SCALE
-
-
-def _possible_classes(logits: torch.Tensor) -> torch.Tensor:
-    """
-    Indices of the classes that may be the most probable one somewhere, whatever size the probabilities of the logits
-    (T, h, w) are resized to. Between four pixels, probabilities are a weighted mean of those at the pixels, with one
-    set of weights for all classes: a class loses there if at each pixel it is below the mean of the four winners.
-    """
-    rows, columns = (torch.arange(side + 1).clamp(max=side - 1) for side in logits.shape[1:])
-    corners = [(i, j) for i in (rows[:-1, None], rows[1:, None]) for j in (columns[:-1], columns[1:])]
-    winner = logits.max(dim=0).indices
-    winners = torch.stack([winner[corner] for corner in corners])
-    means = torch.stack([logits[(winners, *corner)].double().sigmoid().mean(dim=0) for corner in corners])
-    to_reach = (means * (1 - _ROUNDING) - torch.finfo(torch.float32).tiny).clamp(min=0).logit().float()
-    loses = []
-    for chunk in logits.split(max(1, _MAX_CELLS // winner.numel())):
-        values = F.pad(chunk.float(), (0, 1, 0, 1), mode="replicate")
-        at_corners = (values[:, :-1, :-1], values[:, :-1, 1:], values[:, 1:, :-1], values[:, 1:, 1:])
-        lead = reduce(torch.maximum, map(torch.sub, at_corners, to_reach))
-        loses.append(lead.flatten(1).amax(dim=1) < 0)
-    return torch.cat(loses).logical_not().nonzero()[:, 0]
+        pairs = with_target_sizes(outputs.logits, target_sizes)
+        return [most_probable_class(image_logits, size) for image_logits, size in pairs]
 
 
 class CATSegImageProcessorPil(_CATSegImageProcessing, PilBackend):

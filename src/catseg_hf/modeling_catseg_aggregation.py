@@ -6,12 +6,12 @@ Tokens are kept with their channels last, `(batch, classes, rows, columns, chann
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.clip.modeling_clip import eager_attention_forward
 
 from .class_chunks_catseg import ClassChunks, split_classes
 from .configuration_catseg import CATSegConfig
-from .tensor_ops_catseg import RecomputedLayer
 
 
 FOREIGN_REGION_MASK = -100.0
@@ -144,7 +144,7 @@ class CATSegWindowAttention(CATSegGuidedAttention):
         return self.out_proj(attended).unflatten(0, batch), None if weights is None else weights.unflatten(0, batch)
 
 
-class CATSegBlock(RecomputedLayer):
+class CATSegBlock(GradientCheckpointingLayer):
     """What the transformer blocks over space and over classes share."""
 
     def add_feed_forward(self, hidden_states: torch.Tensor) -> torch.Tensor:

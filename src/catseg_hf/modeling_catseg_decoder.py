@@ -3,13 +3,13 @@
 import torch
 import torch.nn.functional as F
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .class_chunks_catseg import split_classes
 from .configuration_catseg import CATSegConfig
-from .tensor_ops_catseg import RecomputedLayer
 
 
-class CATSegDecoderStage(RecomputedLayer):
+class CATSegDecoderStage(GradientCheckpointingLayer):
     """
     Doubles the resolution of every class's map, guided by CLIP features (section 3.5).
 

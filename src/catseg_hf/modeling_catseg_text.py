@@ -1,58 +1,18 @@
-"""CAT-Seg's text features (section 3.1 of the paper): the vocabulary that a model carries, CLIP's features of its
-prompts, and their reuse for as long as nothing has changed."""
+"""CAT-Seg's text features (section 3.1 of the paper): CLIP's features of prompts, and their reuse for as long as
+nothing has changed."""
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
-from zlib import crc32
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import CLIPModel
 
-from .configuration_catseg import CATSegConfig
 from .tensor_ops_catseg import all_true, independent_chunks
 
 
 PROMPTS_PER_BATCH = 256
-
-
-def labels_checksum(labels: Sequence[str]) -> int:
-    """A number that tells lists of labels apart, never 0."""
-    return crc32("\n".join(labels).encode()) + 1
-
-
-class CATSegVocabulary(nn.Module):
-    """The token ids of the model's own vocabulary, saved with the weights, and a checksum of the labels they spell."""
-
-    def __init__(self, config: CATSegConfig):
-        super().__init__()
-        context_length = config.clip_config.text_config.max_position_embeddings
-        input_ids = torch.zeros(config.num_labels, config.num_prompts, context_length, dtype=torch.long)
-        self.input_ids = nn.Buffer(input_ids)
-        self.checksum = nn.Buffer(torch.zeros(1, dtype=torch.long))
-
-    def replace(self, labels: Sequence[str], input_ids: torch.LongTensor):
-        """
-        Takes other labels and the ids `(num_classes, num_prompts, length)` of their prompts.
-
-        Raises:
-            ValueError: If the buffers are offloaded, from where they could not be replaced.
-        """
-        if self.input_ids.is_meta:
-            raise ValueError(
-                "The model's vocabulary is offloaded, so it cannot be replaced: load the model without "
-                "`offload_buffers`, or save it with the other vocabulary first."
-            )
-        padding = self.input_ids.shape[-1] - input_ids.shape[-1]
-        self.input_ids = F.pad(input_ids, (0, padding)).to(self.input_ids.device)
-        self.checksum = torch.full_like(self.checksum, labels_checksum(labels))
-
-    def forward(self) -> tuple[torch.LongTensor, torch.LongTensor]:
-        """The ids `(num_classes, num_prompts, length)`, and the checksum `(1,)` of their labels: 0 if there are
-        none."""
-        return self.input_ids, self.checksum
 
 
 def longest_prompt(clip: CLIPModel, prompts: torch.LongTensor) -> tuple[torch.LongTensor, int]:

@@ -1,12 +1,9 @@
-"""How CAT-Seg's modules resize maps, how much they work on at once and what they keep for the gradients."""
+"""How CAT-Seg's modules resize maps, and how much they work on at once."""
 
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch.utils.checkpoint import checkpoint
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 
 # Bytes of the largest activation of the slices worked on together: what a core's cache holds, or what keeps an
@@ -51,16 +48,3 @@ def independent_chunks(
         chunk_bytes = CPU_CHUNK_BYTES if tensor.device.type == "cpu" else ACCELERATOR_CHUNK_BYTES
         size = max(1, chunk_bytes // (numel_per_slice * tensor.element_size()))
     return tensor.split(size, dim=dim)
-
-
-class RecomputedLayer(GradientCheckpointingLayer):
-    """
-    A layer whose activations are computed again for the gradients while training, instead of being kept.
-
-    Follows transformers' switch, but is on until `model.activation_checkpointing_disable()`: the maps of all classes
-    take far more memory than computing them again takes time. Inputs and outputs are tensors, all positional, so that
-    every kind of checkpointing sees them.
-    """
-
-    gradient_checkpointing = True
-    _gradient_checkpointing_func = staticmethod(partial(checkpoint, use_reentrant=False))

@@ -18,8 +18,6 @@ from catseg_hf import CATSegConfig, CATSegForSemanticSegmentation, CATSegModel
 # How the tests know a model without a loss.
 MODEL_MAPPING_NAMES.setdefault("catseg", "CATSegModel")
 
-RECOMPUTED_BY_DEFAULT = "CAT-Seg computes its activations again by default, and not only after it is switched on"
-
 
 class ConfigOfCommonTests(CATSegConfig):
     """`sliding_window` is a number of tokens in the tests of language models, which they set."""
@@ -108,11 +106,3 @@ class CATSegModelTest(ModelTesterMixin, unittest.TestCase):
         """Of the hidden states: the attention weights are put together of those of a few classes at a time."""
         self.has_attentions = False
         super().test_retain_grad_hidden_states_attentions()
-
-    @unittest.skip(RECOMPUTED_BY_DEFAULT)
-    def test_gradient_checkpointing_enable_disable(self):
-        pass
-
-    @unittest.skip(RECOMPUTED_BY_DEFAULT)
-    def test_peft_gradient_checkpointing_enable_disable(self):
-        pass

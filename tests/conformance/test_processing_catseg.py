@@ -4,7 +4,7 @@ from tests.test_processing_common import ProcessorTesterMixin
 from transformers.utils import is_torchvision_available
 
 from catseg_hf import CATSegImageProcessor, CATSegImageProcessorPil, CATSegProcessor
-from tokenizer import tiny_tokenizer
+from catseg_testing.tokenizer import tiny_tokenizer
 
 
 class CATSegProcessorTest(ProcessorTesterMixin, unittest.TestCase):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from catseg_hf import VOCABULARIES
-from catseg_hf.files import read_json
+from catseg_hf.utils.files import read_json
 
 from .data.examples import LABEL_IDS
 from .evaluation import METRICS

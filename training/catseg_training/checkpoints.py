@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from catseg_hf.errors import UserError, first_line
-from catseg_hf.files import aside_of, replaced_file, synchronise, synchronise_all
+from catseg_hf.utils.files import aside_of, replaced_file, synchronise, synchronise_all
 
 
 STATE_FILE = "training_state.json"

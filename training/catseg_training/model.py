@@ -21,7 +21,7 @@ from catseg_hf import (
 )
 from catseg_hf.configuration_catseg import guidance_layers_by_depth
 from catseg_hf.errors import UNREADABLE_CHECKPOINT, UserError, first_line
-from catseg_hf.files import read_json
+from catseg_hf.utils.files import read_json
 
 from .lora import ADAPTER_CONFIG
 
@@ -179,6 +179,23 @@ def set_classes(
             f"{num_labels} to {LARGEST_LABEL}."
         )
     model.config.semantic_loss_ignore_index = ignore_index
+
+
+def recompute_activations(model: CATSegForSemanticSegmentation, gradient_checkpointing: bool | None = None):
+    """
+    Has activations computed again for the gradients instead of kept.
+
+    Args:
+        model ([`CATSegForSemanticSegmentation`]): A model that keeps all of them, as it does when built or loaded.
+        gradient_checkpointing (`bool`, *optional*):
+            Those of all layers or of none. By default all but CLIP's, since the maps of all classes take far more
+            memory than computing them again takes time.
+    """
+    if gradient_checkpointing is not False:
+        model.activation_checkpointing_enable()
+    if gradient_checkpointing is None:
+        # Releases before 5.23 give this name to CAT-Seg's models only.
+        CATSegForSemanticSegmentation.activation_checkpointing_disable(model.clip)
 
 
 def freeze_unused(model: nn.Module, config: CATSegConfig, num_classes: int):

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from catseg_hf import CATSegConfig, CATSegProcessor
-from catseg_hf.files import replaced_file
+from catseg_hf.utils.files import replaced_file
 
 from .arguments import TrainArguments
 from .checkpoints import TrainingState, save_checkpoint

@@ -38,6 +38,7 @@ from .model import (
     freeze_unused,
     load_checkpoint,
     read_vocabulary,
+    recompute_activations,
     set_classes,
 )
 from .optimization import build_optimizer, build_scheduler
@@ -295,10 +296,7 @@ def _choose_trained(
 ) -> nn.Module:
     config = model.config
     prepare_for_sharding(accelerator, model)
-    if args.gradient_checkpointing:
-        model.activation_checkpointing_enable()
-    elif args.gradient_checkpointing is False:
-        model.activation_checkpointing_disable()
+    recompute_activations(model, args.gradient_checkpointing)
     if args.lora_rank is None:
         model.freeze_clip(args.clip_finetuning)
     else:

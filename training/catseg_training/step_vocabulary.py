@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from catseg_hf.errors import UserError
-from catseg_hf.modeling_catseg import cost_volume, dense_image_features
+from catseg_hf.modeling_catseg_cost_volume import cost_volume, dense_image_features
 from catseg_hf.tensor_ops_catseg import resize_bilinear
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
 
-from catseg_hf.files import replaced_file
+from catseg_hf.utils.files import replaced_file
 
 from .description import Benchmark
 

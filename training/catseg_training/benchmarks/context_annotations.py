@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from catseg_hf.errors import UserError
-from catseg_hf.files import read_json
+from catseg_hf.utils.files import read_json
 
 
 class ContextAnnotations:

@@ -10,7 +10,7 @@ import numpy as np
 
 from catseg_hf import VOCABULARIES, load_vocabulary
 from catseg_hf.errors import UserError
-from catseg_hf.files import read_json, stays_inside
+from catseg_hf.utils.files import read_json, stays_inside
 
 
 MAX_ID = 65535

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from catseg_hf.errors import UserError
-from catseg_hf.files import stays_inside
+from catseg_hf.utils.files import stays_inside
 
 from .context_annotations import read_annotations
 from .description import Benchmark

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from catseg_hf.files import replaced_file
+from catseg_hf.utils.files import replaced_file
 
 from ..data.examples import stored_ids
 from .images import BenchmarkImages

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from catseg_hf.files import replaced_file
+from catseg_hf.utils.files import replaced_file
 
 from ..report.results import prediction_grid, save_figure, write_json, write_results
 from .charts import confusion_chart

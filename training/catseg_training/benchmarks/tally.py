@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from catseg_hf.errors import UserError
-from catseg_hf.files import replaced_file
+from catseg_hf.utils.files import replaced_file
 
 from ..metric import load_metric
 from .description import Benchmark

@@ -5,7 +5,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from catseg_hf.image_processing_catseg import get_resized_size
+from catseg_hf.resizing_catseg import get_resized_size
 
 
 # The loader's workers share the cores already, and threads would not survive the fork that starts them.

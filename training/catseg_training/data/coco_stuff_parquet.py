@@ -16,7 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from catseg_hf.errors import UserError
-from catseg_hf.files import built_aside
+from catseg_hf.utils.files import built_aside
 
 from .coco_stuff import RAW_TO_CONTIGUOUS
 from .paired_folders import Pair

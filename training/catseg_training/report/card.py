@@ -11,8 +11,8 @@ from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from catseg_hf import CATSegConfig
-from catseg_hf.files import replaced_file
-from catseg_hf.model_cards import USAGE, card_metadata, write_card
+from catseg_hf.hub.model_cards import USAGE, card_metadata, write_card
+from catseg_hf.utils.files import replaced_file
 
 from ..lora import ADAPTER
 

@@ -13,7 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
-from catseg_hf.files import replaced_file
+from catseg_hf.utils.files import replaced_file
 from catseg_hf.visualization import draw_segmentation
 
 from .charts import class_chart, curves_chart

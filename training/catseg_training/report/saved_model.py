@@ -3,7 +3,6 @@
 import platform
 import shutil
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import accelerate
@@ -13,7 +12,8 @@ from accelerate import Accelerator
 from torch import nn
 
 from catseg_hf import CATSegProcessor
-from catseg_hf.files import replaced_together
+from catseg_hf.hub.model_cards import read_licence
+from catseg_hf.utils.files import replaced_together
 
 from ..arguments import TrainArguments
 from ..checkpoints import TrainingState
@@ -24,7 +24,6 @@ from .results import plot_curves, write_results
 
 PREDICTIONS = "predictions.png"
 CURVES = "training_curves.png"
-LICENSE = Path(__file__).resolve().parents[3] / "LICENSE"
 
 
 def save_trained_model(
@@ -64,9 +63,10 @@ def save_trained_model(
         state.write(folder)
         write_results(folder, results, model.config.label_names)
         plot_curves(state.history, folder / CURVES)
-        for file in (args.output_dir / PREDICTIONS, LICENSE):
-            if file.is_file():
-                shutil.copyfile(file, folder / file.name)
+        if (args.output_dir / PREDICTIONS).is_file():
+            shutil.copyfile(args.output_dir / PREDICTIONS, folder / PREDICTIONS)
+        if (licence := read_licence()) is not None:
+            (folder / "LICENSE").write_text(licence, encoding="utf-8")
         write_training_card(
             folder,
             name=name,

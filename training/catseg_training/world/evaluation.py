@@ -13,8 +13,8 @@ from transformers import AutoModelForSemanticSegmentation, AutoProcessor, CLIPMo
 
 import catseg_hf  # noqa: F401  (registers CAT-Seg with the Auto classes)
 from catseg_hf.errors import UserError
-from catseg_hf.files import replaced_file
-from catseg_hf.modeling_catseg import cost_volume, dense_image_features
+from catseg_hf.modeling_catseg_cost_volume import cost_volume, dense_image_features
+from catseg_hf.utils.files import replaced_file
 
 from .captions import PROMPT
 from .contrastive import text_embeds

@@ -11,7 +11,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from catseg_hf.errors import UserError
-from catseg_hf.files import replaced_file
+from catseg_hf.utils.files import replaced_file
 
 from .glyphs import GlyphCache
 from .scenes import draw_scene

@@ -15,8 +15,8 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from catseg_hf.errors import UserError, first_line
-from catseg_hf.files import aside_of, replaced_file, replaced_together
-from catseg_hf.modeling_catseg import cost_volume, dense_image_features
+from catseg_hf.modeling_catseg_cost_volume import cost_volume, dense_image_features
+from catseg_hf.utils.files import aside_of, replaced_file, replaced_together
 
 from ..processes import build_accelerator
 from .captions import PROMPT

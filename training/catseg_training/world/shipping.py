@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from catseg_hf import CATSegForSemanticSegmentation, CATSegProcessor
-from catseg_hf.files import replaced_together
+from catseg_hf.utils.files import replaced_together
 
 from .words import backgrounds, classes, seen_words, things, unseen_words
 
@@ -81,8 +81,8 @@ mIoU in per cent on {results["catseg"]["num_scenes"]} test scenes, over words wi
 
 The recipe was chosen on validation scenes; all scenes are drawn by the same rules from different seeds. Scored is the
 arg max of logits that were resized to the scene. The pipeline resizes probabilities, as the paper's evaluation does,
-which gave 0.2 points less on the tests' 100 scenes (`pytest -m slow -rP tests/test_refinement.py`). Asked for ten
-words that are not in a scene beside those that are, CAT-Seg gives them
+which gave 0.2 points less on the tests' 100 scenes (`pytest -m slow -rP tests/pipeline/test_refinement.py`). Asked for
+ten words that are not in a scene beside those that are, CAT-Seg gives them
 {100 * results["catseg"]["absent_share"]:.3f} % of the pixels. Commands, from the repository:
 
 ```

@@ -1,0 +1,69 @@
+"""The options of all commands that segment, and what they stand for."""
+
+import argparse
+import sys
+from typing import TYPE_CHECKING
+
+from .. import EMBEDDED_MODEL
+from ..vocabularies import VOCABULARIES, load_vocabulary
+
+
+if TYPE_CHECKING:
+    from ..pipeline_catseg import OpenVocabularySegmentationPipeline
+
+
+def add_model_options(parser: argparse.ArgumentParser):
+    """Adds the options that choose the model, the classes, and how they are looked for."""
+    vocabulary = parser.add_mutually_exclusive_group()
+    vocabulary.add_argument("--labels", help='classes to look for, separated by commas: "cat, sofa"')
+    vocabulary.add_argument("--vocabulary", choices=VOCABULARIES, help="the classes of a benchmark")
+    parser.add_argument(
+        "--model",
+        default=EMBEDDED_MODEL,
+        help="folder or Hub id of a CAT-Seg checkpoint (default: a small one that comes with the package and knows "
+        "drawings of emoji only)",
+    )
+    parser.add_argument("--threshold", type=probability, help="pixels less probable than this get no class")
+    parser.add_argument("--device", help="such as cpu or cuda:0 (default: an accelerator, if any)")
+    parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto")
+
+
+def load_model(arguments: argparse.Namespace) -> "tuple[OpenVocabularySegmentationPipeline, list[str]]":
+    """
+    The model that the options name, with its processor, and the classes to look for.
+
+    Raises:
+        UserError: If there is no such device, the model cannot be loaded, or there are no labels.
+    """
+    from ..loading import load_segmenter
+    from ..pipeline_catseg import split_labels
+    from ..utils.processes import speaks_for_all
+
+    if arguments.model == EMBEDDED_MODEL and speaks_for_all():
+        print(
+            "Using the small model that comes with catseg_hf, which knows 135 words for emoji and textures and "
+            "nothing of photographs: give --model a converted checkpoint for these.",
+            file=sys.stderr,
+        )
+    segmenter = load_segmenter(arguments.model, arguments.device, arguments.dtype)
+    if arguments.vocabulary is not None:
+        return segmenter, load_vocabulary(arguments.vocabulary)
+    if arguments.labels is not None:
+        return segmenter, split_labels(arguments.labels)
+    return segmenter, segmenter.model.config.label_names
+
+
+def positive(text: str) -> int:
+    """An integer of at least 1, as an argument."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not positive")
+    return value
+
+
+def probability(text: str) -> float:
+    """A number in [0, 1], as an argument."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return value

@@ -1,0 +1,81 @@
+"""`catseg-hf segment`: images into classes named in words."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import printable
+from .model_options import add_model_options, load_model, positive
+
+
+if TYPE_CHECKING:
+    from ..images.segmentation import FileSegmenter
+
+
+def add_parser(commands: argparse._SubParsersAction):
+    """Adds the command to those of a parser."""
+    parser = commands.add_parser(
+        "segment",
+        help="segment images into classes named in words",
+        description="For every image NAME writes NAME_overlay.png (the image in the colours of its classes, with "
+        "a legend) and NAME_labels.png (the class of every pixel), and summary.json for all of them.",
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="file, folder, glob pattern or URL")
+    parser.add_argument("--output", required=True, type=Path, help="folder for the results")
+    add_model_options(parser)
+    parser.add_argument(
+        "--sam", metavar="MODEL", help="folder or Hub id of a Segment Anything model, whose masks the classes follow"
+    )
+    parser.add_argument("--batch_size", type=positive, default=1, help="images at a time (default: 1)")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="leave out images whose results an earlier run with the same settings has written",
+    )
+    parser.add_argument(
+        "--max_image_pixels",
+        type=positive,
+        help="the largest image that is read (default: Pillow's limit, 178956970)",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Segments the images, in one of the processes that share them or alone; returns the exit status."""
+    from ..image_io_catseg import raise_pixel_limit
+    from ..images.sources import find_images
+    from ..utils.processes import join_processes
+
+    if arguments.max_image_pixels is not None:
+        raise_pixel_limit(arguments.max_image_pixels)
+    with join_processes() as processes:
+        images, failures = processes.first(lambda: find_images(arguments.images))
+        if images:
+            job = processes.each(lambda: _prepare(arguments, images))
+            failures += job.run(processes, failures, arguments.resume)
+        if processes.is_first:
+            for _, error in failures:
+                print(f"catseg-hf: {printable(error)}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _prepare(arguments: argparse.Namespace, images: list[str]) -> "FileSegmenter":
+    from ..images.origins import Settings
+    from ..images.segmentation import FileSegmenter, check_output
+    from ..loading import load_mask_generator
+    from ..utils.processes import own_accelerator
+
+    check_output(arguments.output)
+    arguments.device = arguments.device or own_accelerator()
+    segmenter, labels = load_model(arguments)
+    settings = Settings(arguments.model, arguments.sam, labels, arguments.threshold, dtype=str(segmenter.model.dtype))
+    return FileSegmenter(
+        segmenter,
+        images,
+        arguments.output,
+        settings,
+        own_vocabulary=arguments.labels is None and arguments.vocabulary is None,
+        mask_generator=load_mask_generator(arguments.sam, segmenter.device) if arguments.sam else None,
+        batch_size=arguments.batch_size,
+    )

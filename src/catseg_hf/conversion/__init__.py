@@ -1,0 +1,1 @@
+"""Converts the authors' checkpoints, and verifies each conversion by a literal implementation of the paper."""

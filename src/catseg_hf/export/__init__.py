@@ -1,0 +1,1 @@
+"""Exports models to other runtimes."""

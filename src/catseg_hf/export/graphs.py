@@ -1,0 +1,226 @@
+"""The two graphs of an exported model, made by transformers' exporters.
+
+`text_encoder` computes the text features of prompts, once for a vocabulary, and `segmenter` the logits of images, any
+number of them and of classes at a time (with ExecuTorch as many as `batch_size` and `num_classes` say). Beside them
+are the settings of the image processor, the tokenizer, and the model's own vocabulary with its text features.
+"""
+
+import copy
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.export import Dim
+from transformers import AutoModelForSemanticSegmentation, AutoProcessor
+from transformers.exporters import (
+    AutoExportConfig,
+    AutoHfExporter,
+    ExportedModel,
+    OnnxRuntimeDynamicConfig,
+    OnnxRuntimeQuantizer,
+)
+from transformers.exporters.utils import drop_runtime_asserts
+
+from ..errors import UserError, first_line
+from ..modeling_catseg import CATSegForSemanticSegmentation
+from ..processing_catseg import CATSegProcessor
+from ..utils.files import built_aside, check_output_folder
+from .formats import FORMATS
+
+
+# Batch sizes and numbers of classes that the graphs are compared with the model at.
+COMPARED_SIZES = ((1, 1), (3, 20), (1, 300))
+TOLERANCE = 1e-4
+
+
+class TextEncoder(nn.Module):
+    """Token ids `(num_classes, num_prompts, length)` to text features `(num_classes, num_prompts, projection_dim)`."""
+
+    def __init__(self, model: CATSegForSemanticSegmentation):
+        super().__init__()
+        self.model = copy.deepcopy(model.catseg)
+        del self.model.aggregator, self.model.clip.vision_model  # torch.export keeps all weights, used or not
+
+    def forward(self, input_ids: torch.LongTensor) -> dict[str, torch.FloatTensor]:
+        return {"text_embeds": self.model.get_text_embeds(input_ids)}
+
+
+class Segmenter(nn.Module):
+    """Normalised pixels `(batch_size, 3, image_size, image_size)` and text features to logits `(batch_size,
+    num_classes, h, w)`."""
+
+    def __init__(self, model: CATSegForSemanticSegmentation):
+        super().__init__()
+        self.model = copy.deepcopy(model)
+        del self.model.clip.text_model
+
+    def forward(self, pixel_values: torch.FloatTensor, text_embeds: torch.FloatTensor) -> dict[str, torch.FloatTensor]:
+        return {"logits": self.model(pixel_values, text_embeds=text_embeds, sliding_window=False).logits}
+
+
+def export(
+    model_name_or_path: str | os.PathLike,
+    output_dir: str | os.PathLike,
+    export_format: str,
+    quantize: str | None = None,
+    batch_size: int = 1,
+    num_classes: int | None = None,
+) -> Path:
+    """
+    Writes a model's graphs, and what is needed to use them, into a folder, after a comparison with the model.
+
+    Args:
+        model_name_or_path (`str`): Folder or Hub id of the model.
+        output_dir (`str`): The folder to write, which must not exist yet or be empty.
+        export_format (`str`): One of `FORMATS`.
+        quantize (`"int8"`, *optional*): Keeps the weights of ONNX graphs' matrix products as 8-bit integers.
+        batch_size, num_classes (`int`): What ExecuTorch graphs take; by default one image and as many classes as
+            the model's own vocabulary has.
+
+    Returns:
+        `Path`: The folder.
+
+    Raises:
+        UserError: If anything does not fit, in words for the user. Nothing is written then.
+    """
+    folder = check_output_folder(output_dir)
+    model, processor = load(model_name_or_path)
+    sizes = (batch_size, num_classes or model.config.num_labels) if export_format == "executorch" else None
+    exported = export_graphs(model, export_format, quantize, sizes)
+    difference = largest_difference(exported, model, COMPARED_SIZES if sizes is None else (sizes,))
+    print(f"Largest difference from the model: {difference:.1e}")
+    if quantize is None and not difference <= TOLERANCE:
+        raise UserError(
+            f"The graphs' outputs are {difference:.1e} away from the model's, more than {TOLERANCE:.0e}: install "
+            f"other versions of what --format {export_format} needs."
+        )
+    with built_aside(folder) as aside:
+        exported.save_pretrained(aside)
+        save_surroundings(model, processor, aside)
+    print(f"Wrote {folder}")
+    return folder
+
+
+def load(model_name_or_path: str | os.PathLike) -> tuple[CATSegForSemanticSegmentation, CATSegProcessor]:
+    """
+    Raises:
+        UserError: If it is no CAT-Seg model.
+    """
+    try:
+        model = AutoModelForSemanticSegmentation.from_pretrained(model_name_or_path, dtype=torch.float32)
+        processor = AutoProcessor.from_pretrained(model_name_or_path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{model_name_or_path} does not load as a CAT-Seg model: {first_line(error)}.") from None
+    if not isinstance(model, CATSegForSemanticSegmentation):
+        raise UserError(f"{model_name_or_path} is a {type(model).__name__}, not a CAT-Seg model.")
+    return model.eval().requires_grad_(False), processor
+
+
+def export_graphs(
+    model: CATSegForSemanticSegmentation,
+    export_format: str,
+    quantize: str | None = None,
+    sizes: tuple[int, int] | None = None,
+) -> ExportedModel:
+    """
+    The graphs `text_encoder` and `segmenter` of a model.
+
+    Args:
+        model (`CATSegForSemanticSegmentation`): The model, at evaluation and in float32.
+        export_format (`str`): One of `FORMATS`.
+        quantize (`"int8"`, *optional*): See [`export`].
+        sizes (`tuple[int, int]`, *optional*): The only batch size and number of classes that the graphs take, and
+            all of the text model's tokens; any by default.
+
+    Raises:
+        UserError: If a package is missing.
+    """
+    # What cannot be proven of shapes is left to checks in the graph, of which one refuses a single class.
+    options = {"export_format": FORMATS[export_format], "prefer_deferred_runtime_asserts_over_guards": True}
+    if quantize is not None:
+        config = OnnxRuntimeDynamicConfig(op_types_to_quantize=["MatMul", "Gather"])
+        options["quantizer"] = OnnxRuntimeQuantizer(config)
+    try:
+        exporter = AutoHfExporter.from_config(options)
+    except ImportError as error:
+        raise UserError(f"--format {export_format} needs other packages: {first_line(error)}.") from None
+
+    dynamic_shapes = {"input_ids": {}, "pixel_values": {}, "text_embeds": {}}
+    if sizes is None:
+        classes = Dim("num_classes", min=1)
+        length = Dim("length", min=2, max=model.config.clip_config.text_config.max_position_embeddings)
+        dynamic_shapes = {
+            "input_ids": {0: classes, 2: length},
+            "pixel_values": {0: Dim("batch_size", min=1)},
+            "text_embeds": {0: classes},
+        }
+    inputs = random_inputs(model, *(sizes or (2, 5)))
+    components = {}
+    for name, (module, names) in graph_modules(model).items():
+        shapes = {input_name: dynamic_shapes[input_name] for input_name in names}
+        example = {input_name: inputs[input_name] for input_name in names}
+        config = AutoExportConfig.from_dict({**options, "dynamic_shapes": shapes})
+        components[name] = exporter.export(module, example, config).components["model"]
+        if export_format == "torch_export":  # the other formats have no such checks
+            drop_runtime_asserts(components[name].program)
+    return ExportedModel(components, options["export_format"], config=model.config)
+
+
+def graph_modules(model: CATSegForSemanticSegmentation) -> dict[str, tuple[nn.Module, tuple[str, ...]]]:
+    """What is exported under which name, and its inputs."""
+    return {
+        "text_encoder": (TextEncoder(model), ("input_ids",)),
+        "segmenter": (Segmenter(model), ("pixel_values", "text_embeds")),
+    }
+
+
+def random_inputs(model: CATSegForSemanticSegmentation, batch_size: int, num_classes: int) -> dict[str, torch.Tensor]:
+    """Prompts as long as the text model takes, normalised pixels and text features."""
+    generator = torch.Generator().manual_seed(num_classes)
+    config, clip = model.config, model.config.clip_config
+    vocabulary = (num_classes, config.num_prompts)
+    context_length, end_of_text = clip.text_config.max_position_embeddings, clip.text_config.eos_token_id
+    input_ids = torch.randint(clip.text_config.vocab_size, (*vocabulary, context_length), generator=generator)
+    input_ids[..., -1] = end_of_text
+    text_embeds = torch.randn(*vocabulary, clip.projection_dim, generator=generator)
+    return {
+        "input_ids": input_ids,
+        "pixel_values": torch.randn(batch_size, 3, config.image_size, config.image_size, generator=generator),
+        "text_embeds": F.normalize(text_embeds, dim=-1),
+    }
+
+
+@torch.no_grad()
+def largest_difference(
+    exported: ExportedModel, model: CATSegForSemanticSegmentation, sizes: Sequence[tuple[int, int]]
+) -> float:
+    """How far the graphs' outputs are at most from the model's, for these batch sizes and numbers of classes."""
+    if exported.export_format == "openvino":
+        exported.to(config={"INFERENCE_PRECISION_HINT": "f32"})  # by default bfloat16, where the processor has it
+    modules = graph_modules(model)
+    differences = []
+    for batch_size, num_classes in sizes:
+        inputs = random_inputs(model, batch_size, num_classes)
+        for name, (module, names) in modules.items():
+            arguments = {input_name: inputs[input_name] for input_name in names}
+            ((output, expected),) = module(**arguments).items()
+            found = exported.runners[name](**arguments)[output]
+            differences.append((found - expected).abs().max().item())
+    return max(differences)
+
+
+def save_surroundings(model: CATSegForSemanticSegmentation, processor: CATSegProcessor, folder: Path):
+    """What the graphs need beside them: the settings of the processor, its tokenizer, and the model's own vocabulary
+    with its text features."""
+    processor.save_pretrained(folder)
+    processor.image_processor.save_pretrained(folder)
+    labels = model.config.label_names
+    (folder / "vocabulary.json").write_text(json.dumps(labels, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
+    with torch.no_grad():
+        text_embeds = model.get_text_embeds(processor(text=labels).input_ids)
+    np.save(folder / "text_embeds.npy", text_embeds.numpy())

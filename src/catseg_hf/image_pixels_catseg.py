@@ -1,0 +1,154 @@
+"""What CAT-Seg's image processors take for the pixels of an image: one rule for modes, bit depths and channels."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers.image_utils import ChannelDimension, ImageInput
+from transformers.utils import logging
+
+from .errors import UserError
+
+
+logger = logging.get_logger(__name__)
+
+
+def rgb_pixels(
+    image: ImageInput,
+    index: int = 0,
+    *,
+    do_convert_rgb: bool | None = True,
+    input_data_format: str | ChannelDimension | None = None,
+    do_rescale: bool | None = True,
+    device: "str | torch.device | None" = None,
+) -> torch.Tensor:
+    """
+    An image as RGB.
+
+    Args:
+        image (`PIL.Image.Image`, `np.ndarray` or `torch.Tensor`): The image, see
+            [`CATSegImageProcessorPil.preprocess`].
+        index (`int`): Its place in the batch, for the errors.
+        do_convert_rgb (`bool`): Whether grey images and alpha are accepted.
+        input_data_format (`str` or `ChannelDimension`, *optional*): Where the channels are.
+        do_rescale (`bool`): Whether floats are 0..255 and not 0..1, to warn where they are not.
+        device (`str` or `torch.device`, *optional*): Where the result is.
+
+    Returns:
+        `torch.Tensor` of shape (3, H, W): uint8 in 0..255, or float32 in the range that it came in.
+
+    Raises:
+        `UserError`: for an image that is empty, not finite, out of range or not an image.
+    """
+    if isinstance(image, Image.Image):
+        image = _open_pil(image, index) if do_convert_rgb else np.array(image)
+        input_data_format = ChannelDimension.LAST
+    image = to_tensor(image).to(device)
+    shape = tuple(image.shape)
+    if image.ndim == 2:
+        image, input_data_format = image[None], ChannelDimension.FIRST
+    if image.ndim != 3 or 0 in shape:
+        raise UserError(
+            f"Image {index} has shape {shape}, but at least one pixel is needed, in shape (H, W), (H, W, C) or "
+            "(C, H, W). Leave it out or repair it."
+        )
+    if input_data_format is None:
+        ends = [(c, axis) for c in (3, 4, 1) for axis in (0, 2) if shape[axis] == c]
+        input_data_format = ChannelDimension.LAST if ends and ends[0][1] == 2 else ChannelDimension.FIRST
+        if len(ends) == 2:
+            layout = "(H, W, C)" if input_data_format == ChannelDimension.LAST else "(C, H, W)"
+            logger.warning_once(
+                f"An image of shape {shape} may have its channels first or last and is taken as {layout}: pass "
+                "`input_data_format`, or a PIL image, if that is wrong."
+            )
+    if ChannelDimension(input_data_format) == ChannelDimension.LAST:
+        image = image.permute(2, 0, 1)
+    if image.shape[0] not in ((1, 3, 4) if do_convert_rgb else (3,)):
+        raise UserError(
+            f"Image {index} has shape {shape} and so {image.shape[0]} channels, but "
+            f"{'1, 3 or 4 are' if do_convert_rgb else '3 without `do_convert_rgb` are'} accepted. Pass it as RGB."
+        )
+    if image.is_floating_point():
+        image = image.float()
+        _check_range(image, index)
+        if do_rescale and image.max() <= 1:
+            logger.warning_once(
+                "A float image with values of at most 1 is being rescaled by `rescale_factor`: pass "
+                "`do_rescale=False` if its values are 0 to 1."
+            )
+    else:
+        image = _to_8_bit(image, index)
+    return image[:3].expand(3, -1, -1).contiguous()
+
+
+def flatten_images(images: Any, ndim: int) -> list[Any]:
+    """One image, a batched array, or lists of them, as a flat list of images with at most `ndim` axes."""
+    if isinstance(images, list | tuple):
+        return [image for item in images for image in flatten_images(item, ndim)]
+    is_batch = not isinstance(images, Image.Image) and images.ndim == ndim + 1
+    return list(images) if is_batch else [images]
+
+
+def to_tensor(array: "np.ndarray | torch.Tensor") -> torch.Tensor:
+    """An array of any byte order and strides as a tensor."""
+    if isinstance(array, torch.Tensor):
+        return array
+    array = np.require(array, array.dtype.newbyteorder("="), ["C", "W"])
+    if min(array.strides, default=0) < 0:  # of an axis of length 1
+        array = array.copy()
+    try:
+        return torch.from_numpy(array)
+    except TypeError as error:
+        raise UserError(f"An array of type {array.dtype} is not accepted: pass integers or floats.") from error
+
+
+def _check_range(image: torch.Tensor, index: int) -> None:
+    if not torch.isfinite(image).all():
+        raise UserError(
+            f"Image {index} holds NaN or infinite pixels, but only finite values are accepted: 0 to 255, or 0 to 1 "
+            "with `do_rescale=False`. Repair the image or leave it out."
+        )
+    if image.abs().max() > 65535:
+        raise UserError(
+            f"Image {index} holds values from {image.min():.3g} to {image.max():.3g}, but 0 to 255 are accepted, or 0 "
+            "to 1 with `do_rescale=False`. Rescale its values first."
+        )
+
+
+def _to_8_bit(image: torch.Tensor, index: int) -> torch.Tensor:
+    """Integer pixels as uint8: those wider than 8 bits are scaled from 16 bits, never clipped."""
+    if image.dtype == torch.uint8:
+        return image
+    if image.dtype == torch.bool:
+        return image.to(torch.uint8) * 255
+    is_16_bit = image.dtype == torch.uint16
+    image = image.to(torch.int32 if is_16_bit else torch.int64)
+    lowest, highest = int(image.min()), int(image.max())
+    if lowest < 0 or highest > 65535:
+        raise UserError(
+            f"Image {index} holds integers from {lowest} to {highest}, but only 0 to 255 (8 bits) and 0 to 65535 "
+            "(16 bits) are accepted. Rescale its values first."
+        )
+    return ((image + 128) // 257 if is_16_bit or highest > 255 else image).to(torch.uint8)
+
+
+def _open_pil(image: Image.Image, index: int) -> np.ndarray:
+    """A PIL image of any mode as an array that is RGB in 8 bits, or grey in integers of 8 to 32 bits."""
+    if image.mode == "F":
+        pixels = np.array(image)
+        _check_range(torch.from_numpy(pixels), index)
+        # A float image does not tell its range: 0..1, 0..255 and 0..65535 are told apart by the brightest pixel.
+        return np.rint(pixels * 255 if pixels.max() <= 1 else pixels).astype(np.int64)
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return np.array(image)
+    try:
+        if image.mode == "P" and "transparency" in image.info:
+            image = image.convert("RGBA")
+        elif image.mode == "La":
+            image = image.convert("LA")
+        return np.array(image.convert("RGB"))
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"Image {index} of mode {image.mode!r} cannot be made RGB ({error}): leave out its `info['transparency']`."
+        ) from error

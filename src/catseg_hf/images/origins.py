@@ -1,0 +1,65 @@
+"""What a result was made from and with, to tell whether it would come out the same again."""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Settings:
+    """
+    What label maps depend on beside their images.
+
+    Args:
+        model, sam (`str`): Folder or Hub id of a checkpoint.
+        labels (`list[str]`), threshold (`float` or `None`): As the pipeline takes them.
+        dtype (`str`): In which the model computes.
+    """
+
+    model: str
+    sam: str | None
+    labels: list[str]
+    threshold: float | None
+    dtype: str
+
+    def digests(self) -> dict[str, str]:
+        """A digest of each setting, by its name. Of models in folders the sizes and times of their files count as
+        well."""
+        settings = {"model": _checkpoint(self.model), "labels": self.labels, "threshold": self.threshold}
+        settings |= {"dtype": self.dtype, "sam": None if self.sam is None else _checkpoint(self.sam)}
+        return {name: _digest(value) for name, value in settings.items()}
+
+
+def describe_input(source: str) -> str:
+    """A digest of an image's URL, or of its path, size and time."""
+    return _digest([identity(source), None if is_url(source) else _state(source)])
+
+
+def identity(source: str) -> str:
+    """What tells whether two arguments mean the same image."""
+    return source if is_url(source) else os.path.realpath(source)
+
+
+def is_url(source: str) -> bool:
+    return source.startswith(("http://", "https://"))
+
+
+def _checkpoint(model: str) -> list:
+    folder = Path(model)
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [identity(model) if files else model, [[path.name, _state(path)] for path in files]]
+
+
+def _state(path: str | os.PathLike) -> list[int] | None:
+    try:
+        stat = os.stat(path)
+    except OSError:  # said when it is read
+        return None
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]

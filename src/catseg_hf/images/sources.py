@@ -1,0 +1,82 @@
+"""Finds the images that arguments of the command line stand for, and names their results."""
+
+import os
+from collections.abc import Iterator
+from glob import glob, has_magic
+from itertools import count
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+from PIL import Image
+
+from .origins import identity, is_url
+from .results import KINDS, is_result
+
+
+MAX_STEM_BYTES = 200  # file systems take names of 255 with what is added to them
+
+
+def find_images(arguments: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """
+    The paths and URLs of images that files, folders, glob patterns and URLs stand for, each once, and what stands
+    for none with a sentence that says so. Folders and patterns leave out what an earlier run wrote.
+    """
+    extensions = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}
+    images, failures = {}, []
+    for argument in arguments:
+        if is_url(argument):
+            found = [argument]
+        elif os.path.isdir(argument):
+            try:
+                names = sorted(name for name in os.listdir(argument) if Path(name).suffix.lower() in extensions)
+            except OSError as error:
+                failures.append((argument, f"The folder {argument!r} cannot be read: {error.strerror}."))
+                continue
+            found = [os.path.join(argument, name) for name in names]
+            found = [path for path in found if os.path.isfile(path) and not is_result(path)]
+            if not found:
+                accepted = ", ".join(sorted(extensions))
+                failures.append((argument, f"The folder {argument!r} has no images: files of {accepted} are read."))
+        elif has_magic(argument) and not os.path.exists(argument):
+            found = sorted(glob(argument, recursive=True))
+            found = [path for path in found if os.path.isfile(path) and not is_result(path)]
+            if not found:
+                failures.append((argument, f"No file matches {argument!r}."))
+        else:
+            found = [argument]
+        for image in found:
+            images.setdefault(identity(image), image)
+    return list(images.values()), failures
+
+
+def choose_names(images: list[str], output: Path) -> list[str]:
+    """
+    For every image the stem under which its results lie in the folder `output`: each another, whatever the case of its
+    letters, and none that would replace an image.
+    """
+    inputs, taken, candidates = {identity(image) for image in images}, set(), {}
+
+    def is_free(name: str) -> bool:
+        paths = (str(output / f"{name}_{kind}.png") for kind in KINDS)
+        return name.casefold() not in taken and not any(identity(path) in inputs for path in paths)
+
+    names = []
+    for image in images:
+        stem = _stem(image)
+        names.append(next(filter(is_free, candidates.setdefault(stem, _numbered(stem)))))
+        taken.add(names[-1].casefold())
+    return names
+
+
+def _stem(image: str) -> str:
+    stem = Path(unquote(urlparse(image).path) if is_url(image) else image).stem or "image"
+    stem = stem.replace("\0", "")
+    if len(os.fsencode(stem)) > MAX_STEM_BYTES:
+        stem = os.fsencode(stem)[:MAX_STEM_BYTES].decode(errors="ignore")
+    return stem
+
+
+def _numbered(stem: str) -> Iterator[str]:
+    yield stem
+    for number in count(2):
+        yield f"{stem}_{number}"

@@ -1,0 +1,191 @@
+"""Files and folders: what is written is seen whole or not at all, made aside in the same folder and renamed when
+complete."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..errors import UserError, first_line
+
+
+try:
+    import fcntl
+except ImportError:  # Windows: two runs into the same folder are then not kept apart
+    fcntl = None
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """What a JSON file holds, in UTF-8 with a byte order mark or without."""
+    return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+
+
+def stays_inside(name: str) -> bool:
+    """Whether a name that somebody else chose, taken as a path in a folder, leads to nothing outside of it."""
+    path = Path(name)
+    return not path.anchor and ".." not in path.parts and "\0" not in name
+
+
+def aside_of(path: Path) -> Path:
+    """Where a file or folder is made: beside its place, so that the move is a rename. A process that is killed leaves
+    it behind."""
+    return path.parent / f".{path.name}.incomplete"
+
+
+@contextmanager
+def explained_write_errors(path: str | os.PathLike) -> Iterator[None]:
+    """
+    Raises:
+        UserError: In place of an `OSError`, such as that of a full disk.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"Could not write {path}: {error.strerror or first_line(error)}.") from error
+
+
+@contextmanager
+def replaced_file(path: str | os.PathLike) -> Iterator[Path]:
+    """
+    A file to write, which takes the place of `path` when the block ends and is removed if it fails. Its folder is made
+    where it is missing.
+
+    Raises:
+        UserError: If it cannot be written.
+    """
+    path = Path(path)
+    aside = aside_of(path)
+    with explained_write_errors(path):
+        if not path.parent.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+        aside.unlink(missing_ok=True)  # a link there would lead what is written elsewhere
+        try:
+            yield aside
+            synchronise(aside)
+            os.replace(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+@contextmanager
+def replaced_together(folder: Path) -> Iterator[Path]:
+    """
+    An empty folder to fill, whose contents move to `folder` when the block ends and are dropped if it fails.
+
+    Raises:
+        UserError: If they cannot be written.
+    """
+    aside = aside_of(folder / "model")
+    with explained_write_errors(folder):
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        try:
+            yield aside
+            for path in synchronise_all(aside):
+                target = folder / path.name
+                if target.is_dir():
+                    shutil.rmtree(target)
+                os.replace(path, target)
+            synchronise(folder)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def check_output_folder(folder: str | os.PathLike) -> Path:
+    """
+    The folder's real path.
+
+    Raises:
+        UserError: If something is there that would have to be replaced.
+    """
+    folder = Path(folder).expanduser().resolve()
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir():
+        raise UserError(f"{existing} is a file: name a folder that does not exist yet (--output_dir).")
+    if folder.is_dir() and any(folder.iterdir()):
+        raise UserError(f"{folder} is not empty: name a folder that does not exist yet, or empty it (--output_dir).")
+    return folder
+
+
+@contextmanager
+def built_aside(folder: Path) -> Iterator[Path]:
+    """
+    An empty folder to fill, which becomes `folder` when the block ends and is removed when it fails. What a killed run
+    left there is cleared.
+
+    Raises:
+        UserError: If another run is building the same folder, or it cannot be written.
+    """
+    created = [parent for parent in folder.parents if not parent.exists()]
+    aside = aside_of(folder)
+    with explained_write_errors(folder):
+        if aside.is_symlink():  # what it leads to is not this run's to clear
+            aside.unlink()
+        aside.mkdir(parents=True, exist_ok=True)
+    descriptor = _lock(aside, folder)
+    try:
+        with explained_write_errors(folder):
+            _clear(aside)
+            yield aside
+            check_output_folder(folder)
+            os.replace(aside, folder)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        for parent in created:
+            _remove_if_empty(parent)
+        raise
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def _lock(aside: Path, folder: Path) -> int | None:
+    """Keeps other runs out until the descriptor is closed, by whatever end."""
+    if fcntl is None:
+        return None
+    descriptor = os.open(aside, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # The other run may have moved its folder into place between the two calls.
+        if not os.path.samestat(os.fstat(descriptor), os.stat(aside)):
+            raise FileNotFoundError
+    except OSError:
+        os.close(descriptor)
+        raise UserError(f"Another run is writing {folder} (in {aside}): wait for it, or name another one.") from None
+    return descriptor
+
+
+def _clear(folder: Path):
+    for path in folder.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def _remove_if_empty(folder: Path):
+    try:
+        folder.rmdir()
+    except OSError:
+        pass
+
+
+def synchronise_all(folder: Path) -> list[Path]:
+    """Brings a folder with everything in it to the disk; returns what is directly in it."""
+    for path in (*folder.rglob("*"), folder):
+        synchronise(path)
+    return sorted(folder.iterdir())
+
+
+def synchronise(path: Path):
+    """Brings a file or a folder's entries to the disk."""
+    if os.name == "nt" and path.is_dir():  # Windows has no such thing for folders
+        return
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

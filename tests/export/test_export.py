@@ -1,0 +1,230 @@
+"""The graphs that `convert/export_catseg.py` writes, and the example that runs them without torch."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from transformers import AutoModelForSemanticSegmentation, AutoProcessor, pipeline
+
+from catseg_hf import CATSegImageProcessorPil, CATSegProcessor
+from catseg_hf.errors import UserError
+from catseg_testing.full_size import full_size_state_dict
+from conftest import FIXTURES, ROOT, converted_model
+
+
+exporters = pytest.importorskip("transformers.exporters", reason="transformers has no exporters before 5.24")
+export_catseg = pytest.importorskip("export_catseg")
+
+IMAGE = FIXTURES / "picture.png"
+# Runs a script as a machine without torch would.
+WITHOUT_TORCH = """
+import runpy, sys
+sys.modules["torch"] = None
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+PARITY = {"rtol": 0, "atol": 1e-4}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(original_state_dict, processor, tmp_path_factory) -> Path:
+    model = converted_model(original_state_dict)
+    labels = ["cat", "sofa", "sky", "tree, oak"]
+    model.set_vocabulary(labels, processor(text=labels).input_ids)
+    folder = tmp_path_factory.mktemp("checkpoint")
+    model.save_pretrained(folder)
+    image_processor = CATSegImageProcessorPil.from_model_config(model.config)
+    CATSegProcessor(image_processor, processor.tokenizer).save_pretrained(folder)
+    return folder
+
+
+def run_export(checkpoint: Path, output: Path, *options: str) -> exporters.ExportedModel:
+    """The exported model, loaded from the folder that the command line wrote."""
+    code = export_catseg.main([f"--model={checkpoint}", f"--output={output}", *options])
+    assert code == 0
+    return exporters.ExportedModel.from_pretrained(output, trust_remote_code=True)
+
+
+def require_onnx():
+    for package in ("onnxruntime", "onnxscript"):
+        pytest.importorskip(package, reason="the extra `export` is not installed")
+
+
+@pytest.fixture(scope="module")
+def onnx_folder(checkpoint, tmp_path_factory) -> Path:
+    require_onnx()
+    folder = tmp_path_factory.mktemp("onnx") / "exported"
+    run_export(checkpoint, folder, "--format=onnx")
+    return folder
+
+
+def assert_parity(exported: exporters.ExportedModel, checkpoint: Path, sizes: list[tuple[int, int]]):
+    """Logits of batches and vocabularies of these sizes, and text features, as the model computes them."""
+    model = AutoModelForSemanticSegmentation.from_pretrained(checkpoint).eval()
+    processor = AutoProcessor.from_pretrained(checkpoint)
+    segmenter, text_encoder = exported.runners["segmenter"], exported.runners["text_encoder"]
+    with torch.no_grad():
+        for batch_size, num_classes in sizes:
+            inputs = export_catseg.random_inputs(model, batch_size, num_classes)
+            del inputs["input_ids"]
+            expected = model(**inputs, sliding_window=False).logits
+            torch.testing.assert_close(segmenter(**inputs)["logits"], expected, **PARITY)
+            input_ids = processor(text=[f"word {index}" for index in range(num_classes)]).input_ids[:, None]
+            input_ids = F.pad(input_ids, (0, 77 - input_ids.shape[-1]), value=processor.tokenizer.eos_token_id)
+            found = text_encoder(input_ids=input_ids)["text_embeds"]
+            torch.testing.assert_close(found, model.get_text_embeds(input_ids), **PARITY)
+
+
+ANY_SIZES = [(batch_size, num_classes) for num_classes in (1, 20, 171, 300) for batch_size in (1, 3)]
+
+
+@pytest.mark.slow
+def test_onnx(onnx_folder, checkpoint):
+    from onnxruntime import SessionOptions
+
+    options = SessionOptions()
+    options.intra_op_num_threads = 1  # its threads would wait for each other on a busy machine
+    assert_parity(exporters.ExportedModel.from_pretrained(onnx_folder, session_options=options), checkpoint, ANY_SIZES)
+
+
+@pytest.mark.slow
+def test_onnx_of_the_base_model():
+    require_onnx()
+    model = converted_model(full_size_state_dict("vit_b_16_384")).eval().requires_grad_(False)
+    exported = export_catseg.export_graphs(model, "onnx")
+    assert export_catseg.largest_difference(exported, model, [(1, 20), (1, 171)]) <= 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("export_format", ["torch_export", "openvino"])
+def test_other_formats_of_any_size(export_format, checkpoint, tmp_path):
+    if export_format == "openvino":
+        pytest.importorskip("openvino", reason="the extra `openvino` is not installed")
+    exported = run_export(checkpoint, tmp_path / "exported", f"--format={export_format}")
+    if export_format == "openvino":
+        exported.to(config={"INFERENCE_PRECISION_HINT": "f32"})
+    assert_parity(exported, checkpoint, ANY_SIZES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [(1, 1), (1, 20), (3, 171), (3, 300)])
+def test_executorch(sizes, checkpoint, tmp_path):
+    pytest.importorskip("executorch", reason="the extra `export` leaves ExecuTorch and its many dependencies out")
+    batch_size, num_classes = sizes
+    exported = run_export(
+        checkpoint,
+        tmp_path / "exported",
+        "--format=executorch",
+        f"--batch_size={batch_size}",
+        f"--num_classes={num_classes}",
+    )
+    assert_parity(exported, checkpoint, [sizes])
+
+
+@pytest.mark.slow
+def test_what_lies_beside_the_graphs(onnx_folder, checkpoint):
+    model = AutoModelForSemanticSegmentation.from_pretrained(checkpoint).eval()
+    processor, beside = AutoProcessor.from_pretrained(checkpoint), AutoProcessor.from_pretrained(onnx_folder)
+    labels = json.loads((onnx_folder / "vocabulary.json").read_text())
+    assert labels == ["cat", "sofa", "sky", "tree, oak"]
+    with torch.no_grad():
+        expected = model.get_text_embeds(processor(text=labels).input_ids)
+    torch.testing.assert_close(torch.from_numpy(np.load(onnx_folder / "text_embeds.npy")), expected, rtol=0, atol=1e-6)
+    image = Image.open(IMAGE)
+    for name, pixels in processor(images=image, text=labels).items():
+        assert torch.equal(pixels, beside(images=image, text=labels)[name])
+    settings = json.loads((onnx_folder / "preprocessor_config.json").read_text())
+    assert settings["image_size"] == model.config.image_size
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sliding_window", [True, False])
+@pytest.mark.parametrize("labels", [None, ["cat", "tree, oak", "sofa"]])
+def test_example_needs_no_torch(labels, sliding_window, onnx_folder, checkpoint, tmp_path):
+    folder = tmp_path / "exported"
+    folder.mkdir()
+    for path in onnx_folder.iterdir():
+        (folder / path.name).symlink_to(path)
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").unlink()
+    (folder / "preprocessor_config.json").write_text(json.dumps({**settings, "sliding_window": sliding_window}))
+
+    options = [f"--model={folder}", f"--image={IMAGE}", f"--output={tmp_path / 'labels.png'}"]
+    options += ["--labels", *labels] if labels else []
+    script = ROOT / "demo" / "segment_onnx.py"
+    subprocess.run([sys.executable, "-c", WITHOUT_TORCH, script, *options], check=True, env={"PATH": ""})
+    found = np.asarray(Image.open(tmp_path / "labels.png"))
+
+    segmenter = pipeline("zero-shot-image-segmentation", model=str(checkpoint))
+    expected = segmenter(IMAGE, candidate_labels=labels, sliding_window=sliding_window, return_segmentation_map=True)
+    assert (found == expected["segmentation"].numpy()).mean() > 0.999
+
+
+@pytest.mark.slow
+def test_int8(checkpoint, onnx_folder, tmp_path):
+    exported = run_export(checkpoint, tmp_path / "int8", "--format=onnx", "--quantize=int8")
+    assert "MatMulInteger" in {node.op_type for node in exported.components["segmenter"].program.graph}
+    sizes = [
+        sum(path.stat().st_size for path in folder.glob("*.onnx*")) for folder in (tmp_path / "int8", onnx_folder)
+    ]
+    assert sizes[0] < 0.8 * sizes[1]
+    model = AutoModelForSemanticSegmentation.from_pretrained(checkpoint).eval()
+    inputs = export_catseg.random_inputs(model, 2, 20)
+    del inputs["input_ids"]
+    with torch.no_grad():
+        expected = model(**inputs, sliding_window=False).logits.sigmoid()
+    found = exported.runners["segmenter"](**inputs)["logits"].sigmoid()
+    assert (found - expected).abs().mean() < 0.02
+
+
+def test_a_difference_leaves_nothing(checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(export_catseg, "export_graphs", lambda *arguments: None)
+    monkeypatch.setattr(export_catseg, "largest_difference", lambda *arguments: float("nan"))
+    output = tmp_path / "exported"
+    assert export_catseg.main([f"--model={checkpoint}", f"--output={output}", "--format=onnx"]) == 1
+    assert "away from the model's" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_leaves_nothing(checkpoint, tmp_path, monkeypatch):
+    exported = exporters.ExportedModel({}, "onnx")
+    monkeypatch.setattr(export_catseg, "export_graphs", lambda *arguments: exported)
+    monkeypatch.setattr(export_catseg, "largest_difference", lambda *arguments: 0.0)
+    monkeypatch.setattr(np, "save", lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        export_catseg.export(checkpoint, tmp_path / "exported", "onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_package(checkpoint, tmp_path, monkeypatch):
+    def needs(*arguments):
+        raise ImportError("OnnxExporter requires you to install onnxscript.")
+
+    monkeypatch.setattr(export_catseg.AutoHfExporter, "from_config", needs)
+    with pytest.raises(UserError, match="--format onnx needs other packages: .*onnxscript"):
+        export_catseg.export(checkpoint, tmp_path / "exported", "onnx")
+
+
+def test_not_a_model(tmp_path, capsys):
+    assert export_catseg.main([f"--model={tmp_path}", f"--output={tmp_path / 'exported'}", "--format=onnx"]) == 1
+    assert f"error: {tmp_path} does not load as a CAT-Seg model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--format=tflite"], "invalid choice"),
+        (["--format=openvino", "--quantize=int8"], "--quantize goes with --format onnx"),
+        (["--format=executorch", "--num_classes=0"], "must be at least 1"),
+    ],
+)
+def test_refused_arguments(options, message, capsys):
+    with pytest.raises(SystemExit):
+        export_catseg.main(["--model=model", "--output=exported", *options])
+    assert message in capsys.readouterr().err
