@@ -38,6 +38,9 @@ else:
 
         return getattr(registration, name)
 
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})
+
 
 __all__ = [
     "CATSegConfig",

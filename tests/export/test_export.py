@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from transformers import AutoModelForSemanticSegmentation, AutoProcessor, pipeline
 
+import export_catseg
 from catseg_hf import CATSegImageProcessorPil, CATSegProcessor
 from catseg_hf.errors import UserError
 from catseg_testing.full_size import full_size_state_dict
@@ -19,7 +20,7 @@ from conftest import FIXTURES, ROOT, converted_model
 
 
 exporters = pytest.importorskip("transformers.exporters", reason="transformers has no exporters before 5.24")
-export_catseg = pytest.importorskip("export_catseg")
+graphs = pytest.importorskip("catseg_hf.export.graphs")
 
 IMAGE = FIXTURES / "picture.png"
 # Runs a script as a machine without torch would.
@@ -71,7 +72,7 @@ def assert_parity(exported: exporters.ExportedModel, checkpoint: Path, sizes: li
     segmenter, text_encoder = exported.runners["segmenter"], exported.runners["text_encoder"]
     with torch.no_grad():
         for batch_size, num_classes in sizes:
-            inputs = export_catseg.random_inputs(model, batch_size, num_classes)
+            inputs = graphs.random_inputs(model, batch_size, num_classes)
             del inputs["input_ids"]
             expected = model(**inputs, sliding_window=False).logits
             torch.testing.assert_close(segmenter(**inputs)["logits"], expected, **PARITY)
@@ -97,8 +98,8 @@ def test_onnx(onnx_folder, checkpoint):
 def test_onnx_of_the_base_model():
     require_onnx()
     model = converted_model(full_size_state_dict("vit_b_16_384")).eval().requires_grad_(False)
-    exported = export_catseg.export_graphs(model, "onnx")
-    assert export_catseg.largest_difference(exported, model, [(1, 20), (1, 171)]) <= 1e-4
+    exported = graphs.export_graphs(model, "onnx")
+    assert graphs.largest_difference(exported, model, [(1, 20), (1, 171)]) <= 1e-4
 
 
 @pytest.mark.slow
@@ -175,7 +176,7 @@ def test_int8(checkpoint, onnx_folder, tmp_path):
     ]
     assert sizes[0] < 0.8 * sizes[1]
     model = AutoModelForSemanticSegmentation.from_pretrained(checkpoint).eval()
-    inputs = export_catseg.random_inputs(model, 2, 20)
+    inputs = graphs.random_inputs(model, 2, 20)
     del inputs["input_ids"]
     with torch.no_grad():
         expected = model(**inputs, sliding_window=False).logits.sigmoid()
@@ -184,8 +185,8 @@ def test_int8(checkpoint, onnx_folder, tmp_path):
 
 
 def test_a_difference_leaves_nothing(checkpoint, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(export_catseg, "export_graphs", lambda *arguments: None)
-    monkeypatch.setattr(export_catseg, "largest_difference", lambda *arguments: float("nan"))
+    monkeypatch.setattr(graphs, "export_graphs", lambda *arguments: None)
+    monkeypatch.setattr(graphs, "largest_difference", lambda *arguments: float("nan"))
     output = tmp_path / "exported"
     assert export_catseg.main([f"--model={checkpoint}", f"--output={output}", "--format=onnx"]) == 1
     assert "away from the model's" in capsys.readouterr().err
@@ -194,11 +195,11 @@ def test_a_difference_leaves_nothing(checkpoint, tmp_path, monkeypatch, capsys):
 
 def test_a_failure_leaves_nothing(checkpoint, tmp_path, monkeypatch):
     exported = exporters.ExportedModel({}, "onnx")
-    monkeypatch.setattr(export_catseg, "export_graphs", lambda *arguments: exported)
-    monkeypatch.setattr(export_catseg, "largest_difference", lambda *arguments: 0.0)
+    monkeypatch.setattr(graphs, "export_graphs", lambda *arguments: exported)
+    monkeypatch.setattr(graphs, "largest_difference", lambda *arguments: 0.0)
     monkeypatch.setattr(np, "save", lambda *arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        export_catseg.export(checkpoint, tmp_path / "exported", "onnx")
+        graphs.export(checkpoint, tmp_path / "exported", "onnx")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -206,9 +207,9 @@ def test_missing_package(checkpoint, tmp_path, monkeypatch):
     def needs(*arguments):
         raise ImportError("OnnxExporter requires you to install onnxscript.")
 
-    monkeypatch.setattr(export_catseg.AutoHfExporter, "from_config", needs)
+    monkeypatch.setattr(graphs.AutoHfExporter, "from_config", needs)
     with pytest.raises(UserError, match="--format onnx needs other packages: .*onnxscript"):
-        export_catseg.export(checkpoint, tmp_path / "exported", "onnx")
+        graphs.export(checkpoint, tmp_path / "exported", "onnx")
 
 
 def test_not_a_model(tmp_path, capsys):

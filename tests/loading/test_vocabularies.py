@@ -21,7 +21,7 @@ FILES = [name for name in SIZES if name != "coco_stuff_171"]  # whose names are 
 
 def test_names():
     assert sorted(VOCABULARIES) == sorted(SIZES)
-    files = Path(catseg_hf.__file__).with_name("vocabulary_files").glob("*")
+    files = Path(catseg_hf.__file__).with_name("vocabularies").glob("*.json")
     assert sorted(path.name for path in files) == sorted(f"{name}.json" for name in FILES)
 
 
@@ -36,7 +36,7 @@ def test_vocabulary(name, processor):
 
 @pytest.mark.parametrize("name", FILES)
 def test_files_are_in_the_hubs_form(name):
-    text = Path(catseg_hf.__file__).with_name("vocabulary_files").joinpath(f"{name}.json").read_text()
+    text = Path(catseg_hf.__file__).with_name("vocabularies").joinpath(f"{name}.json").read_text()
     assert json.loads(text) == {str(index): label for index, label in enumerate(load_vocabulary(name))}
 
 

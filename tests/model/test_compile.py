@@ -52,8 +52,10 @@ def test_inference_with_any_number_of_classes(model, backend):
 
 
 def test_training(model, golden_inputs):
+    """With activations that are computed again for the gradients, as train.py has it."""
     labels = torch.randint(0, 5, (2, 48, 48), generator=torch.Generator().manual_seed(0))
     model.train().freeze_clip("attention")
+    model.activation_checkpointing_enable()
     gradients = {}
     for name, forward in (("eager", model), ("compiled", torch.compile(model, fullgraph=True))):
         model.zero_grad()

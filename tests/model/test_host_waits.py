@@ -82,9 +82,12 @@ def test_class_cut(model, pixel_values):
     assert host.waits == []
 
 
-def test_training_step(model, processor, pixel_values):
+@pytest.mark.parametrize("recomputed", [True, False])
+def test_training_step(model, processor, pixel_values, recomputed):
     labels = torch.zeros(1, 32, 32, dtype=torch.long)
     input_ids = processor(text=["cat", "dog"]).input_ids
+    if recomputed:
+        model.activation_checkpointing_enable()
     with HostWaits() as host:
         model.train()(pixel_values, input_ids=input_ids, labels=labels).loss.backward()
     assert len(host.waits) <= 2, host.waits

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from catseg_hf import CATSegModelOutput, CATSegPreTrainedModel, modeling_catseg
+from catseg_hf import CATSegModelOutput, CATSegPreTrainedModel, argument_checks_catseg
 from catseg_hf.conversion.literal import literal_loss
 from catseg_hf.tensor_ops_catseg import resize_bilinear
 
@@ -260,7 +260,7 @@ def test_loss(model, inputs, size, ignore_index):
 
 @pytest.mark.parametrize("ignore_index", [255, 3])
 def test_an_ignore_index_that_is_a_class_is_said(model, inputs, ignore_index, caplog):
-    modeling_catseg.logger.warning_once.cache_clear()
+    argument_checks_catseg.logger.warning_once.cache_clear()
     model.config.semantic_loss_ignore_index = ignore_index
     with torch.no_grad():
         model(**inputs, labels=torch.zeros(2, 8, 8, dtype=torch.long))
@@ -370,7 +370,7 @@ PREPARED = {"pixel_values": torch.zeros(1, 3, 640, 640), "global_pixel_values": 
 def test_processor_and_model_that_disagree_say_so(
     model, golden_inputs, caplog, monkeypatch, views, sliding_window, warning
 ):
-    monkeypatch.setattr(modeling_catseg.logger, "warning_once", modeling_catseg.logger.warning)
+    monkeypatch.setattr(argument_checks_catseg.logger, "warning_once", argument_checks_catseg.logger.warning)
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     with torch.no_grad():
         model(**views, input_ids=golden_inputs["input_ids"], sliding_window=sliding_window)

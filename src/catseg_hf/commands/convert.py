@@ -94,17 +94,25 @@ def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace):
 
 def run(options: argparse.Namespace) -> int:
     """Converts, and uploads if that is asked for; returns the exit status."""
-    import torch
-
-    from ..conversion.converter import convert, push, say, verify
-    from ..utils.files import check_output_folder
+    from ..conversion.converter import say, verify
 
     start = time.monotonic()
-    if options.verify_only is not None:
+    if options.verify_only is None:
+        _convert(options)
+    else:
         if not Path(options.verify_only).is_dir():
             raise UserError(f"There is no folder {options.verify_only}.")
         verify(Path(options.verify_only))
-        return 0
+    say(f"Done in {time.monotonic() - start:.0f} s")
+    return 0
+
+
+def _convert(options: argparse.Namespace):
+    import torch
+
+    from ..conversion.converter import convert, push, say
+    from ..utils.files import check_output_folder
+
     check_output_folder(options.output_dir)
     checkpoint_path = options.checkpoint_path
     if options.variant is not None:
@@ -121,8 +129,6 @@ def run(options: argparse.Namespace) -> int:
     )
     if options.push_to_hub is not None:
         push(folder, options.push_to_hub, options.private)
-    say(f"Done in {time.monotonic() - start:.0f} s")
-    return 0
 
 
 @reports_errors

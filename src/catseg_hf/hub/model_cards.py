@@ -1,7 +1,7 @@
 """What the cards (README.md) of all models have in common."""
 
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import distributions
 from typing import Any
 
 from huggingface_hub import ModelCardData
@@ -78,11 +78,11 @@ with torch.inference_mode():
 
 def read_licence() -> str | None:
     """The text of the licence, which goes beside a model, or `None` if the package is not installed."""
-    try:
-        files = distribution("catseg_hf").files or []
-    except PackageNotFoundError:
-        return None
-    return next((file.read_text() for file in files if file.name == "LICENSE"), None)
+    for installed in distributions(name="catseg_hf"):  # what a build leaves beside the sources may come first
+        for file in installed.files or []:
+            if file.name == "LICENSE" and file.locate().is_file():
+                return file.read_text()
+    return None
 
 
 def card_metadata(**fields: Any) -> ModelCardData:
