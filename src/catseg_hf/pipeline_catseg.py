@@ -21,6 +21,7 @@ from transformers.utils import logging
 
 from .errors import UserError, first_line
 from .image_io_catseg import open_image, upright
+from .image_pixels_catseg import check_value_range
 from .processing_catseg import list_labels
 from .refinement import refine_segmentation
 
@@ -125,6 +126,9 @@ class OpenVocabularySegmentationPipeline(Pipeline):
                 "mask-generation" (SAM, SAM 2 or SAM 3), or any function that takes a PIL image in RGB, in the
                 image's own size, and returns its masks, or a dictionary with these `masks`.
                 Probabilities that are returned stay as they were.
+            value_range (`tuple[float, float]`, *optional*):
+                The stored values that become black and white, for images that use another part of their type's
+                range, see [`CATSegImageProcessorKwargs`]. By default the processor's.
             timeout (`float`, *optional*, defaults to 30):
                 Seconds that a URL may take to answer.
             batch_size (`int`, *optional*, defaults to 1):
@@ -187,6 +191,7 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         sliding_window: bool | None = None,
         max_classes_per_image: int | None = None,
         timeout: float | None = None,
+        value_range: tuple[float, float] | None = None,
         mask_generator: Callable[[Image.Image], Any] | None = None,
         hypothesis_template: str | None = None,
         subtask: str | None = None,
@@ -212,6 +217,8 @@ class OpenVocabularySegmentationPipeline(Pipeline):
             postprocess_kwargs["top_k"] = top_k
         if timeout is not None:
             preprocess_kwargs["timeout"] = timeout
+        if value_range is not None:
+            preprocess_kwargs["value_range"] = check_value_range(value_range)
         if candidate_labels is not None:
             forward_kwargs["labels"] = split_labels(candidate_labels)
         if prompt_templates is not None:
@@ -240,10 +247,17 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         return preprocess_kwargs, forward_kwargs, postprocess_kwargs
 
     def preprocess(
-        self, image: Any, timeout: float = URL_TIMEOUT, keep_image: bool = False, **images_kwargs: bool
+        self,
+        image: Any,
+        timeout: float = URL_TIMEOUT,
+        keep_image: bool = False,
+        value_range: tuple[float, float] | None = None,
+        **images_kwargs: bool,
     ) -> dict[str, Any]:
-        pixels = read_pixels(image, self.processor.image_processor, timeout)
-        inputs = self.processor(images=pixels, input_data_format="channels_first", **images_kwargs).to(self.dtype)
+        pixels = read_pixels(image, self.processor.image_processor, timeout, value_range)
+        inputs = self.processor(
+            images=pixels, input_data_format="channels_first", value_range=None, **images_kwargs
+        ).to(self.dtype)
         inputs = {**inputs, "target_size": tuple(pixels.shape[-2:])}
         if keep_image:
             inputs["image"] = _to_pil(pixels, 255 if self.processor.image_processor.do_rescale else 1)
@@ -344,7 +358,12 @@ class OpenVocabularySegmentationPipeline(Pipeline):
             return processor.encode_vocabulary(labels)
 
 
-def read_pixels(image: Any, image_processor: Any, timeout: float | None = URL_TIMEOUT) -> torch.Tensor:
+def read_pixels(
+    image: Any,
+    image_processor: Any,
+    timeout: float | None = URL_TIMEOUT,
+    value_range: tuple[float, float] | None = None,
+) -> torch.Tensor:
     """
     Reads an image of any kind that [`OpenVocabularySegmentationPipeline`] takes.
 
@@ -352,6 +371,8 @@ def read_pixels(image: Any, image_processor: Any, timeout: float | None = URL_TI
         image: Path, URL, base64 text, bytes, binary file, PIL image, array or tensor.
         image_processor ([`CATSegImageProcessor`] or [`CATSegImageProcessorPil`]): Converts it.
         timeout (`float`, *optional*, defaults to 30): Seconds that a URL may take to answer; `None` waits forever.
+        value_range (`tuple[float, float]`, *optional*): The stored values that become black and white; by default the
+            image processor's.
 
     Returns:
         `torch.Tensor` of shape (3, H, W): RGB as uint8, or as float32 for a float array.
@@ -361,32 +382,36 @@ def read_pixels(image: Any, image_processor: Any, timeout: float | None = URL_TI
     """
     is_text = isinstance(image, str | os.PathLike)
     name = f"The image {_shorten(image)}" if is_text else f"The image of type {type(image).__name__}"
+    value_range = value_range or image_processor.value_range
     try:
-        image = _open(image, name, timeout)
+        if not _is_decoded(image):
+            image, value_range = _open(image, name, timeout, value_range), None
+        elif isinstance(image, Image.Image):
+            image = upright(image, name)
     except (OSError, UnicodeError, binascii.Error, httpx.HTTPError, httpx.InvalidURL) as error:
         raise UserError(f"{name} could not be read: {first_line(error)}.") from error
     try:
-        return image_processor.process_image(image)
+        return image_processor.process_image(image, value_range=value_range)
     except UserError as error:
         raise UserError(f"{name} could not be read: {first_line(error)}.") from error
 
 
-def _open(image: Any, name: str, timeout: float | None) -> "Image.Image | np.ndarray | torch.Tensor":
+def _is_decoded(image: Any) -> bool:
+    return isinstance(image, Image.Image | np.ndarray | torch.Tensor)
+
+
+def _open(image: Any, name: str, timeout: float | None, value_range: tuple[float, float] | None) -> Image.Image:
     if isinstance(image, str | os.PathLike):
         if os.path.isfile(image):
-            return open_image(image, name)
+            return open_image(image, name, value_range)
         if isinstance(image, str) and image.startswith(("http://", "https://")):
             response = httpx.get(image, timeout=timeout, follow_redirects=True)
-            return open_image(response.raise_for_status().content, name)
+            return open_image(response.raise_for_status().content, name, value_range)
         if isinstance(image, str) and not os.path.exists(image):
-            return _decode_base64(image, name)
+            return _decode_base64(image, name, value_range)
         raise FileNotFoundError("there is no such file")
-    if isinstance(image, Image.Image):
-        return upright(image, name)
     if _is_encoded(image):
-        return open_image(image, name)
-    if isinstance(image, np.ndarray | torch.Tensor):
-        return image
+        return open_image(image, name, value_range)
     raise UserError(
         f"{name} could not be read: paths, URLs, bytes, binary files, PIL images, arrays and tensors are accepted, of "
         "a dataset its column of images (`dataset['image']`)."
@@ -398,10 +423,10 @@ def _is_encoded(image: Any) -> bool:
     return isinstance(image, bytes | bytearray | memoryview) or hasattr(image, "read")
 
 
-def _decode_base64(text: str, name: str) -> Image.Image:
+def _decode_base64(text: str, name: str, value_range: tuple[float, float] | None) -> Image.Image:
     is_data_url = text.startswith("data:image/")
     try:
-        return open_image(base64.decodebytes(text.rpartition(",")[2].encode()), name)
+        return open_image(base64.decodebytes(text.rpartition(",")[2].encode()), name, value_range)
     except (UserError, UnicodeError, binascii.Error) as error:
         if is_data_url:
             raise

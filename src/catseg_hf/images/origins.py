@@ -16,6 +16,7 @@ class Settings:
     Args:
         model, sam (`str`): Folder or Hub id of a checkpoint.
         labels (`list[str]`), threshold (`float` or `None`): As the pipeline takes them.
+        value_range (`tuple[float, float]` or `None`): As the pipeline takes it.
         dtype (`str`): In which the model computes.
     """
 
@@ -23,13 +24,16 @@ class Settings:
     sam: str | None
     labels: list[str]
     threshold: float | None
+    value_range: tuple[float, float] | None
     dtype: str
 
     def digests(self) -> dict[str, str]:
-        """A digest of each setting, by its name. Of models in folders the sizes and times of their files count as
-        well."""
+        """A digest of each setting that is not left out, by its name. Of models in folders the sizes and times of
+        their files count as well."""
         settings = {"model": _checkpoint(self.model), "labels": self.labels, "threshold": self.threshold}
         settings |= {"dtype": self.dtype, "sam": None if self.sam is None else _checkpoint(self.sam)}
+        if self.value_range is not None:
+            settings["range"] = self.value_range
         return {name: _digest(value) for name, value in settings.items()}
 
 

@@ -154,7 +154,11 @@ class FileSegmenter:
         images = [_Image(index, self._origin(index)) for index in batch]
         for image in images:
             try:
-                image.pixels = read_pixels(self.images[image.index], self.segmenter.processor.image_processor)
+                image.pixels = read_pixels(
+                    self.images[image.index],
+                    self.segmenter.processor.image_processor,
+                    value_range=self.settings.value_range,
+                )
                 image.num_pixels = image.pixels[0].numel()
             except UserError as error:
                 image.error = str(error)
