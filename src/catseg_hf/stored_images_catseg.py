@@ -15,7 +15,7 @@ from .errors import UserError, first_line
 try:
     import pillow_heif
 except ImportError:
-    pass
+    pillow_heif = None
 else:
     pillow_heif.register_heif_opener()
 
@@ -107,7 +107,7 @@ def describe_refused(data: bytes, error: Exception) -> str:
     if not isinstance(error, UnidentifiedImageError):
         return first_line(error)
     if data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS:
-        return "HEIC images need pillow-heif: `pip install pillow-heif`"
+        return "it is a damaged HEIC image" if pillow_heif else "HEIC needs pillow-heif: `pip install pillow-heif`"
     if data.startswith(TIFF_STARTS):
         try:
             return _describe_tiff(data)
