@@ -14,6 +14,34 @@ from PIL import Image, ImageOps
 from tokenizers import Tokenizer
 
 
+NO_CLASS = 65535
+
+
+def read_image(path: Path, value_range: list[float] | None = None) -> Image.Image:
+    """
+    An image, upright, as RGB in 8 bits. Grey integers above 255 are those of 16 bits and floats up to 1 go to 1,
+    unless the two values that are black and white are given.
+    """
+    image = Image.open(path)
+    tags = getattr(image, "tag_v2", {})
+    if max(tags.get(258, (8,))) > 8 and (tags.get(262) == 0 or tags.get(284) == 2):
+        raise SystemExit(f"{path} is a TIFF that Pillow alone reads wrongly: save it as PNG.")
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "P":
+        image = image.convert("RGBA")
+    if image.mode[0] not in "IF":
+        image = image.convert("RGB")
+        if value_range is None:
+            return image
+    pixels = np.asarray(image).astype(np.float64)
+    if value_range is None:
+        is_16_bit = image.mode.startswith("I;16") or pixels.max() > 255
+        value_range = 0, 65535 if is_16_bit else 1 if image.mode == "F" and pixels.max() <= 1 else 255
+    low, high = value_range
+    pixels = ((pixels - low) * (255 / (high - low))).clip(0, 255)
+    return Image.fromarray(np.rint(pixels).astype(np.uint8)).convert("RGB")
+
+
 def resize_matrix(old: int, new: int) -> np.ndarray:
     """Weights `(new, old)` of a bilinear resize along one axis, without antialiasing."""
     positions = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
@@ -103,16 +131,30 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="folder that convert/export_catseg.py wrote")
     parser.add_argument("--image", type=Path, required=True, help="image to segment")
-    parser.add_argument("--labels", nargs="+", help="classes to look for (default: the model's own vocabulary)")
+    parser.add_argument(
+        "--labels",
+        nargs="+",
+        help="classes to look for, with bars between several words for one (default: the model's own vocabulary)",
+    )
+    parser.add_argument(
+        "--background", nargs="+", default=[], help="what else there is: its pixels get no class, 65535"
+    )
     parser.add_argument("--output", type=Path, default="segmentation.png", help="class indices (%(default)s)")
     arguments = parser.parse_args()
 
     segmenter = OnnxSegmenter(arguments.model)
-    labels = arguments.labels or segmenter.vocabulary
-    text_embeds = segmenter.encode(labels) if arguments.labels else segmenter.vocabulary_embeds
-    image = ImageOps.exif_transpose(Image.open(arguments.image)).convert("RGB")
-    segmentation = most_probable_class(segmenter.probabilities(image, text_embeds), image.size[::-1])
-    shares = np.bincount(segmentation.ravel(), minlength=len(labels)) / segmentation.size
+    labels, text_embeds = segmenter.vocabulary, segmenter.vocabulary_embeds
+    classes = np.arange(len(labels), dtype=np.uint16)
+    if arguments.labels or arguments.background:
+        groups = [label.split("|") for label in arguments.labels or labels]
+        words = [word.strip() for group in groups for word in group] + arguments.background
+        labels = [group[0].strip() for group in groups]
+        classes = np.repeat(np.arange(len(groups) + 1), [*map(len, groups), len(arguments.background)])
+        classes = np.where(classes < len(groups), classes, NO_CLASS).astype(np.uint16)
+        text_embeds = segmenter.encode(words)
+    image = read_image(arguments.image, segmenter.settings["value_range"])
+    segmentation = classes[most_probable_class(segmenter.probabilities(image, text_embeds), image.size[::-1])]
+    shares = np.bincount(segmentation.ravel(), minlength=len(labels))[: len(labels)] / segmentation.size
     for index in shares.argsort()[::-1]:
         if shares[index]:
             print(f"{labels[index]:>16}  {shares[index]:6.1%}")

@@ -2,13 +2,15 @@
 
 import os
 import warnings
-from io import BytesIO
 from typing import BinaryIO
 
-from PIL import ExifTags, Image, UnidentifiedImageError
+import numpy as np
+from PIL import ExifTags, Image
 from transformers.utils import logging
 
 from .errors import UserError, first_line
+from .image_pixels_catseg import rgb_pixels, warn_if_dark
+from .stored_images_catseg import PNG_START, StoredImage, decode, describe_refused, read_all_bits
 
 
 logger = logging.get_logger(__name__)
@@ -27,19 +29,24 @@ ORIENTATION_KEYS = ("exif", "parsed_exif", "xmp", "XML:com.adobe.xmp", "Raw prof
 
 JPEG_START, JPEG_SCAN, JPEG_COMMENT, JPEG_ADOBE = b"\xff\xd8", 0xDA, 0xFE, 0xEE
 JPEG_APPLICATION = range(0xE0, 0xF0)
-PNG_START = b"\x89PNG\r\n\x1a\n"
 
 
-def open_image(source: str | os.PathLike | bytes | BinaryIO, name: str | None = None) -> Image.Image:
+def open_image(
+    source: str | os.PathLike | bytes | BinaryIO,
+    name: str | None = None,
+    value_range: tuple[float, float] | None = None,
+) -> Image.Image:
     """
-    Decodes an image and turns it upright, as its EXIF orientation says. Its mode stays.
+    Decodes an image and turns it upright, as its EXIF orientation says. Its mode stays, unless `value_range` is given.
 
     Malformed metadata is not damage: where it keeps Pillow from decoding, it is left out, and where the orientation
-    cannot be read, the image stays as it is stored. Either is said in one warning.
+    cannot be read, the image stays as it is stored. Either is said in one warning, and so is it if the file has
+    further frames or pages, of which nothing is read.
 
     Args:
         source (`str`, `PathLike`, `bytes` or binary file): The image file, or what it contains.
         name (`str`, *optional*): What messages call it; by default "The image" and its path.
+        value_range (`tuple[float, float]`, *optional*): The stored values that become 0 and 255, see [`rgb_pixels`].
 
     Returns:
         `PIL.Image.Image`, loaded: the file may be removed.
@@ -48,23 +55,48 @@ def open_image(source: str | os.PathLike | bytes | BinaryIO, name: str | None = 
         OSError: If there is no such file, or it must not be read.
         UserError: If the pixels do not decode, or are more than `PIL.Image.MAX_IMAGE_PIXELS` allows.
     """
+    data, name = read_bytes(source, name)
+    stored = decode_image(data, name)
+    if stored.num_frames > 1:
+        logger.warning_once(f"{name} has {stored.num_frames} frames or pages, of which only the first is read.")
+    image, is_deep = stored.image, stored.bits > 8 and len(stored.image.getbands()) > 1
+    if stored.is_misread or (is_deep and value_range is not None):
+        image = _as_8_bit(read_all_bits(data, name), name, value_range)
+        image.info = stored.image.info
+    elif stored.white_is_zero and stored.bits > 8:
+        image = _as_8_bit(2**stored.bits - 1 - np.asarray(image), name, value_range)
+    elif value_range is not None:
+        image = _as_8_bit(image, name, value_range)
+    elif is_deep:
+        colors = [extrema for band, extrema in zip(image.getbands(), image.getextrema(), strict=True) if band != "A"]
+        warn_if_dark(256 * max(highest for _, highest in colors) + 255, name)
+    return upright(image, name, stored.image)
+
+
+def read_bytes(source: str | os.PathLike | bytes | BinaryIO, name: str | None = None) -> tuple[bytes, str]:
+    """What an image file contains, and what messages call it; see [`open_image`]."""
     if isinstance(source, str | os.PathLike):
-        name = name or f"The image {os.fspath(source)!r}"
         with open(source, "rb") as file:
-            return open_image(file, name)
-    name = name or f"The image of type {type(source).__name__}"
-    file = BytesIO(source) if isinstance(source, bytes | bytearray | memoryview) else source
-    start = file.tell()
+            return file.read(), name or f"The image {os.fspath(source)!r}"
+    data = bytes(source) if isinstance(source, bytes | bytearray | memoryview) else source.read()
+    return data, name or f"The image of type {type(source).__name__}"
+
+
+def decode_image(data: bytes, name: str) -> StoredImage:
+    """
+    An image file as it is stored, whatever is wrong with its metadata.
+
+    Raises:
+        UserError: If the pixels do not decode.
+    """
     try:
-        image = _decode(file)
+        return decode(data)
     except Exception as error:
-        file.seek(start)
-        image = _open_without_metadata(file.read())
-        if image is None:
-            raise _unreadable(name, error) from error
+        stored = _decode_without_metadata(data)
+        if stored is None:
+            raise _unreadable(name, error, data) from error
         logger.warning_once(f"{name} has malformed metadata, which was left out, its orientation too.")
-        return image
-    return upright(image, name)
+        return stored
 
 
 def raise_pixel_limit(max_pixels: int):
@@ -73,9 +105,10 @@ def raise_pixel_limit(max_pixels: int):
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
-def upright(image: Image.Image, name: str) -> Image.Image:
+def upright(image: Image.Image, name: str, described_by: Image.Image | None = None) -> Image.Image:
     """
-    The image, loaded, turned as its EXIF orientation says. `name` is what messages call it.
+    The image, loaded, turned as its EXIF orientation says, or that of the image which it was made of (`described_by`).
+    `name` is what messages call it.
 
     Raises:
         UserError: If the pixels do not decode.
@@ -85,7 +118,7 @@ def upright(image: Image.Image, name: str) -> Image.Image:
     except Exception as error:
         raise _unreadable(name, error) from error
     try:
-        method = ORIENTATIONS.get(image.getexif().get(ExifTags.Base.Orientation))
+        method = ORIENTATIONS.get((described_by or image).getexif().get(ExifTags.Base.Orientation))
     except Exception:
         logger.warning_once(f"{name} has malformed EXIF data: it stays as it is stored.")
         return image
@@ -97,29 +130,21 @@ def upright(image: Image.Image, name: str) -> Image.Image:
     return turned
 
 
-def _decode(file: BinaryIO) -> Image.Image:
-    """
-    Calls Pillow, and nothing else: it raises all kinds of exceptions, for damaged pixels and malformed metadata alike,
-    among which a fault of this program would not be noticed.
-    """
-    image = Image.open(file)
-    image.load()
-    return image
+def _as_8_bit(image: "Image.Image | np.ndarray", name: str, value_range: tuple[float, float] | None) -> Image.Image:
+    return Image.fromarray(rgb_pixels(image, name, value_range=value_range).permute(1, 2, 0).numpy())
 
 
-def _unreadable(name: str, error: Exception) -> UserError:
+def _unreadable(name: str, error: Exception, data: bytes = b"") -> UserError:
     """What to say of an exception of Pillow's."""
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return UserError(
             f"{name} is very large: {first_line(error)}. If you trust it, raise the limit: "
             "`PIL.Image.MAX_IMAGE_PIXELS`, or --max_image_pixels on the command line."
         )
-    is_unknown = isinstance(error, UnidentifiedImageError)
-    reason = "Pillow knows no such format" if is_unknown else first_line(error)
-    return UserError(f"{name} could not be read: {reason}.")
+    return UserError(f"{name} could not be read: {describe_refused(data, error)}.")
 
 
-def _open_without_metadata(data: bytes) -> Image.Image | None:
+def _decode_without_metadata(data: bytes) -> StoredImage | None:
     """The image of a JPEG or PNG file without the parts that say nothing about its pixels, if that decodes."""
     if data.startswith(JPEG_START):
         data = _jpeg_without_metadata(data)
@@ -128,7 +153,7 @@ def _open_without_metadata(data: bytes) -> Image.Image | None:
     else:
         return None
     try:
-        return _decode(BytesIO(data))
+        return decode(data)
     except Exception:
         return None
 

@@ -37,8 +37,8 @@ from typing_extensions import Self
 
 from .errors import UserError, refuse_misspelt
 from .image_io_catseg import open_image
-from .image_pixels_catseg import flatten_images, rgb_pixels
-from .label_maps_catseg import prepare_label_map, reduce_labels
+from .image_pixels_catseg import check_value_range, flatten_images, rgb_pixels
+from .label_maps_catseg import open_label_maps, prepare_label_map, reduce_labels
 from .post_processing_catseg import most_probable_class, with_target_sizes
 from .remote_code_catseg import IMAGE_PROCESSOR_AUTO_MAP
 from .resizing_catseg import get_resized_size
@@ -69,6 +69,10 @@ class CATSegImageProcessorKwargs(ImagesKwargs, total=False):
         size (`dict[str, int]`, *optional*, defaults to `{"shortest_edge": 640, "longest_edge": 2560}`):
             With the sliding window, the size of step 1. Without it the image is resized to `image_size`, or to this
             size if it is a `height` and a `width`.
+        value_range (`tuple[float, float]`, *optional*):
+            The stored values that become black and white, for images that use another part of their type's range:
+            reflectances of 0 to 3000, or cameras of 12 bits, in files of 16. What lies outside is cut off. By default
+            integers of 8 bits are 0..255 and those of 16 bits 0..65535.
         do_reduce_labels (`bool`, *optional*, defaults to `False`):
             Whether the ids of `segmentation_maps` begin at 1, and 0 stands for no class: 0 becomes 255 and every other
             id one less, but 255 stays.
@@ -78,6 +82,7 @@ class CATSegImageProcessorKwargs(ImagesKwargs, total=False):
     window_image_size: int
     sliding_window_size: int
     image_size: int
+    value_range: Any  # checked by value: two numbers or None
     do_reduce_labels: bool
 
 
@@ -114,6 +119,7 @@ class _CATSegImageProcessing:
     window_image_size = 640
     sliding_window_size = 384
     image_size = 384
+    value_range = None
     do_reduce_labels = False
 
     def __init__(self, **kwargs: Unpack[CATSegImageProcessorKwargs]):
@@ -191,10 +197,12 @@ class _CATSegImageProcessing:
 
     def _validate_preprocess_kwargs(self, **kwargs):
         """Checks arguments of a call, and settings that may come out of a file, by type and by value."""
-        accepted = self.valid_kwargs.__annotations__.keys() - {"size"}
+        accepted = self.valid_kwargs.__annotations__.keys() - {"size", "value_range"}
         given = {name: kwargs[name] for name in accepted & kwargs.keys() if kwargs[name] is not None}
         validate_typed_dict(self.valid_kwargs, given)
         super()._validate_preprocess_kwargs(**kwargs)
+        if kwargs["value_range"] is not None:
+            check_value_range(kwargs["value_range"])
         sides = {name: kwargs[name] for name in ("window_image_size", "sliding_window_size", "image_size")}
         sides |= {f"size[{name!r}]": side for name, side in dict(kwargs["size"] or {}).items()}
         for name, side in sides.items():
@@ -217,6 +225,13 @@ class _CATSegImageProcessing:
                 "and tensors are accepted, one or a list of them."
             ) from error
 
+    def _open_and_process_image(
+        self, image: ImageInput, value_range: tuple[float, float] | None, **kwargs
+    ) -> torch.Tensor:
+        if isinstance(image, str | os.PathLike) and os.path.isfile(image):
+            return self.process_image(open_image(image, value_range=value_range), **kwargs)
+        return self.process_image(self.fetch_images(image), value_range=value_range, **kwargs)
+
     def process_image(
         self,
         image: ImageInput,
@@ -224,6 +239,7 @@ class _CATSegImageProcessing:
         input_data_format: str | ChannelDimension | None = None,
         device: "str | torch.device | None" = None,
         index: int = 0,
+        value_range: tuple[float, float] | None = None,
         **kwargs,
     ) -> torch.Tensor:
         """
@@ -233,7 +249,8 @@ class _CATSegImageProcessing:
         """
         return rgb_pixels(
             image,
-            index,
+            f"Image {index}",
+            value_range=value_range,
             do_convert_rgb=do_convert_rgb,
             input_data_format=input_data_format,
             do_rescale=kwargs.get("do_rescale"),
@@ -247,13 +264,13 @@ class _CATSegImageProcessing:
         return_tensors: str | TensorType | None = None,
         **kwargs,
     ) -> BatchFeature:
-        images = flatten_images(self.fetch_images(images), ndim=3)
+        images = flatten_images(images, ndim=3)
         if not images:
             raise UserError("No images were given: an empty list is not accepted, pass at least one image.")
         data: dict[str, list[torch.Tensor]] = {}
         sizes = []
         for index, image in enumerate(images):
-            image = self.process_image(image, index=index, **kwargs)
+            image = self._open_and_process_image(image, index=index, **kwargs)
             sizes.append(tuple(image.shape[-2:]))
             for name, view in self._preprocess(image, **kwargs).items():
                 data.setdefault(name, []).append(view)
@@ -314,7 +331,7 @@ class _CATSegImageProcessing:
         self, segmentation_maps: ImageInput, sizes: list[tuple[int, int]], pixel_values: list[torch.Tensor]
     ) -> list[torch.Tensor]:
         """Label maps as int64 tensors of shape (H, W), resized to their `pixel_values`."""
-        maps = self.fetch_images(segmentation_maps)
+        maps = self.fetch_images(open_label_maps(segmentation_maps))
         if not isinstance(maps, list | Image.Image):
             # With one image, three axes are one map with a channel axis, not a batch of maps.
             maps = list(maps) if maps.ndim == 4 or (maps.ndim == 3 and len(sizes) > 1) else [maps]

@@ -19,16 +19,15 @@ from torch.utils.data import Dataset, Subset
 from transformers.pipelines.base import Pipeline
 from transformers.utils import logging
 
+from .class_words_catseg import ClassWords, read_classes
 from .errors import UserError, first_line
 from .image_io_catseg import open_image, upright
-from .processing_catseg import list_labels
+from .image_pixels_catseg import check_value_range
 from .refinement import refine_segmentation
 
 
 logger = logging.get_logger(__name__)
 
-# All labels of a call are segmented together: at 640 x 640 each takes 1.6 MB of logits for every image.
-MAX_LABELS = 4096
 URL_TIMEOUT = 30.0
 
 # More masks than this, in bytes, are kept as PNGs that Pillow unpacks when they are looked at.
@@ -96,9 +95,13 @@ class OpenVocabularySegmentationPipeline(Pipeline):
                 one (`dataset["image"]`) gives an iterator of results, which takes images as it goes. May also be
                 named `images` or `inputs`.
             candidate_labels (`str` or `Iterable[str]`, *optional*):
-                The classes to tell apart, at most 4096: a list of labels, or one string of labels separated by
-                commas. In a list, "tree, oak" is one label with a synonym, and the first word is what is looked for.
-                By default the checkpoint's own vocabulary, `model.config.id2label`.
+                The classes to tell apart: a list of labels, or one string of labels separated by commas. In a list,
+                "tree, oak" is one label with a synonym, and the first word is what is looked for. "sofa|couch|settee"
+                is one class of several words, all of which are looked for, and is shown as the first. At most 4096
+                words. By default the checkpoint's own vocabulary, `model.config.id2label`.
+            background_labels (`str` or `Iterable[str]`, *optional*):
+                What is in the image beside the classes, in the same form: it is segmented with them, and its pixels
+                then belong to no segment. A `threshold` asks how sure a class is, this what else it could be.
             threshold (`float`, *optional*):
                 Pixels whose best class has a probability below it, between 0 and 1, belong to no segment. By default
                 every pixel belongs to one.
@@ -125,6 +128,9 @@ class OpenVocabularySegmentationPipeline(Pipeline):
                 "mask-generation" (SAM, SAM 2 or SAM 3), or any function that takes a PIL image in RGB, in the
                 image's own size, and returns its masks, or a dictionary with these `masks`.
                 Probabilities that are returned stay as they were.
+            value_range (`tuple[float, float]`, *optional*):
+                The stored values that become black and white, for images that use another part of their type's
+                range, see [`CATSegImageProcessorKwargs`]. By default the processor's.
             timeout (`float`, *optional*, defaults to 30):
                 Seconds that a URL may take to answer.
             batch_size (`int`, *optional*, defaults to 1):
@@ -145,12 +151,12 @@ class OpenVocabularySegmentationPipeline(Pipeline):
             - `segmentation`, a `torch.LongTensor` of shape (H, W): the index in `candidate_labels` of every pixel's
               class, -1 for none;
             - `probabilities`, a `torch.FloatTensor` of shape (T, h, w), in 0..1 and at the model's own resolution
-              (resized to the image it would take 4 * T * H * W bytes).
+              (resized to the image it would take 4 * T * H * W bytes): of several words for a class the highest.
 
         Raises:
-            UserError: For an image that cannot be read; no labels, too many, or what
-                [`CATSegProcessor.encode_vocabulary`] refuses; a threshold that is not between 0 and 1; another number
-                of prompt templates than the model's; a mask generator that gives no masks of booleans.
+            UserError: For an image that cannot be read; what [`read_classes`] or
+                [`CATSegProcessor.encode_vocabulary`] refuses of the labels; a threshold that is not between 0 and 1;
+                another number of prompt templates than the model's; a mask generator that gives no masks of booleans.
         """
         if candidate_labels is not None:
             kwargs["candidate_labels"] = candidate_labels
@@ -180,6 +186,7 @@ class OpenVocabularySegmentationPipeline(Pipeline):
     def _sanitize_parameters(
         self,
         candidate_labels: str | Iterable[str] | None = None,
+        background_labels: str | Iterable[str] | None = None,
         threshold: float | None = None,
         prompt_templates: str | list[str] | None = None,
         return_segmentation_map: bool | None = None,
@@ -187,6 +194,7 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         sliding_window: bool | None = None,
         max_classes_per_image: int | None = None,
         timeout: float | None = None,
+        value_range: tuple[float, float] | None = None,
         mask_generator: Callable[[Image.Image], Any] | None = None,
         hypothesis_template: str | None = None,
         subtask: str | None = None,
@@ -212,8 +220,11 @@ class OpenVocabularySegmentationPipeline(Pipeline):
             postprocess_kwargs["top_k"] = top_k
         if timeout is not None:
             preprocess_kwargs["timeout"] = timeout
-        if candidate_labels is not None:
-            forward_kwargs["labels"] = split_labels(candidate_labels)
+        if value_range is not None:
+            preprocess_kwargs["value_range"] = check_value_range(value_range)
+        if candidate_labels is not None or background_labels is not None:
+            labels = self.model.config.label_names if candidate_labels is None else candidate_labels
+            forward_kwargs["classes"] = read_classes(labels, background_labels)
         if prompt_templates is not None:
             forward_kwargs["prompt_templates"] = prompt_templates
         if threshold is not None:
@@ -240,10 +251,17 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         return preprocess_kwargs, forward_kwargs, postprocess_kwargs
 
     def preprocess(
-        self, image: Any, timeout: float = URL_TIMEOUT, keep_image: bool = False, **images_kwargs: bool
+        self,
+        image: Any,
+        timeout: float = URL_TIMEOUT,
+        keep_image: bool = False,
+        value_range: tuple[float, float] | None = None,
+        **images_kwargs: bool,
     ) -> dict[str, Any]:
-        pixels = read_pixels(image, self.processor.image_processor, timeout)
-        inputs = self.processor(images=pixels, input_data_format="channels_first", **images_kwargs).to(self.dtype)
+        pixels = read_pixels(image, self.processor.image_processor, timeout, value_range)
+        inputs = self.processor(
+            images=pixels, input_data_format="channels_first", value_range=None, **images_kwargs
+        ).to(self.dtype)
         inputs = {**inputs, "target_size": tuple(pixels.shape[-2:])}
         if keep_image:
             inputs["image"] = _to_pil(pixels, 255 if self.processor.image_processor.do_rescale else 1)
@@ -252,7 +270,7 @@ class OpenVocabularySegmentationPipeline(Pipeline):
     def _forward(
         self,
         model_inputs: Mapping[str, torch.Tensor],
-        labels: list[str] | None = None,
+        classes: ClassWords | None = None,
         prompt_templates: str | list[str] | None = None,
         sliding_window: bool | None = None,
         max_classes_per_image: int | None = None,
@@ -266,12 +284,9 @@ class OpenVocabularySegmentationPipeline(Pipeline):
             for value in (model_inputs.pop("target_size"), model_inputs.pop("image", None))
         )
         input_ids = None
-        if labels is None:
-            labels = self.model.config.label_names
-            if prompt_templates is not None:
-                input_ids = self._encode_vocabulary(labels, prompt_templates)
-        else:
-            input_ids = self._encode_vocabulary(labels, prompt_templates)
+        if classes is not None or prompt_templates is not None:
+            classes = classes or read_classes(self.model.config.label_names)
+            input_ids = self._encode_vocabulary(classes.words, prompt_templates)
         outputs = self.model(
             **model_inputs,
             input_ids=input_ids,
@@ -288,12 +303,18 @@ class OpenVocabularySegmentationPipeline(Pipeline):
                 for pair, logits, image in zip(pairs, outputs.logits, images, strict=True)
             ]
         segmentations, probabilities = zip(*pairs, strict=True)
+        all_probabilities = list(outputs.logits.float().sigmoid()) if return_probabilities else []
+        labels = self.model.config.label_names
+        if classes is not None:
+            labels = classes.names
+            segmentations = map(classes.merge_segmentation, segmentations)
+            all_probabilities = list(map(classes.merge_probabilities, all_probabilities))
         return {
             "segmentation": list(segmentations),
             "probability": list(probabilities),
             # An array: unlike a list it is given its batch axis back when the base class takes a batch apart.
             "labels": [np.array(labels, dtype=object)] * len(pairs),
-            **({"probabilities": list(outputs.logits.float().sigmoid())} if return_probabilities else {}),
+            **({"probabilities": all_probabilities} if return_probabilities else {}),
         }
 
     def postprocess(
@@ -344,7 +365,12 @@ class OpenVocabularySegmentationPipeline(Pipeline):
             return processor.encode_vocabulary(labels)
 
 
-def read_pixels(image: Any, image_processor: Any, timeout: float | None = URL_TIMEOUT) -> torch.Tensor:
+def read_pixels(
+    image: Any,
+    image_processor: Any,
+    timeout: float | None = URL_TIMEOUT,
+    value_range: tuple[float, float] | None = None,
+) -> torch.Tensor:
     """
     Reads an image of any kind that [`OpenVocabularySegmentationPipeline`] takes.
 
@@ -352,6 +378,8 @@ def read_pixels(image: Any, image_processor: Any, timeout: float | None = URL_TI
         image: Path, URL, base64 text, bytes, binary file, PIL image, array or tensor.
         image_processor ([`CATSegImageProcessor`] or [`CATSegImageProcessorPil`]): Converts it.
         timeout (`float`, *optional*, defaults to 30): Seconds that a URL may take to answer; `None` waits forever.
+        value_range (`tuple[float, float]`, *optional*): The stored values that become black and white; by default the
+            image processor's.
 
     Returns:
         `torch.Tensor` of shape (3, H, W): RGB as uint8, or as float32 for a float array.
@@ -361,32 +389,36 @@ def read_pixels(image: Any, image_processor: Any, timeout: float | None = URL_TI
     """
     is_text = isinstance(image, str | os.PathLike)
     name = f"The image {_shorten(image)}" if is_text else f"The image of type {type(image).__name__}"
+    value_range = value_range or image_processor.value_range
     try:
-        image = _open(image, name, timeout)
+        if not _is_decoded(image):
+            image, value_range = _open(image, name, timeout, value_range), None
+        elif isinstance(image, Image.Image):
+            image = upright(image, name)
     except (OSError, UnicodeError, binascii.Error, httpx.HTTPError, httpx.InvalidURL) as error:
         raise UserError(f"{name} could not be read: {first_line(error)}.") from error
     try:
-        return image_processor.process_image(image)
+        return image_processor.process_image(image, value_range=value_range)
     except UserError as error:
         raise UserError(f"{name} could not be read: {first_line(error)}.") from error
 
 
-def _open(image: Any, name: str, timeout: float | None) -> "Image.Image | np.ndarray | torch.Tensor":
+def _is_decoded(image: Any) -> bool:
+    return isinstance(image, Image.Image | np.ndarray | torch.Tensor)
+
+
+def _open(image: Any, name: str, timeout: float | None, value_range: tuple[float, float] | None) -> Image.Image:
     if isinstance(image, str | os.PathLike):
         if os.path.isfile(image):
-            return open_image(image, name)
+            return open_image(image, name, value_range)
         if isinstance(image, str) and image.startswith(("http://", "https://")):
             response = httpx.get(image, timeout=timeout, follow_redirects=True)
-            return open_image(response.raise_for_status().content, name)
+            return open_image(response.raise_for_status().content, name, value_range)
         if isinstance(image, str) and not os.path.exists(image):
-            return _decode_base64(image, name)
+            return _decode_base64(image, name, value_range)
         raise FileNotFoundError("there is no such file")
-    if isinstance(image, Image.Image):
-        return upright(image, name)
     if _is_encoded(image):
-        return open_image(image, name)
-    if isinstance(image, np.ndarray | torch.Tensor):
-        return image
+        return open_image(image, name, value_range)
     raise UserError(
         f"{name} could not be read: paths, URLs, bytes, binary files, PIL images, arrays and tensors are accepted, of "
         "a dataset its column of images (`dataset['image']`)."
@@ -398,10 +430,10 @@ def _is_encoded(image: Any) -> bool:
     return isinstance(image, bytes | bytearray | memoryview) or hasattr(image, "read")
 
 
-def _decode_base64(text: str, name: str) -> Image.Image:
+def _decode_base64(text: str, name: str, value_range: tuple[float, float] | None) -> Image.Image:
     is_data_url = text.startswith("data:image/")
     try:
-        return open_image(base64.decodebytes(text.rpartition(",")[2].encode()), name)
+        return open_image(base64.decodebytes(text.rpartition(",")[2].encode()), name, value_range)
     except (UserError, UnicodeError, binascii.Error) as error:
         if is_data_url:
             raise
@@ -411,24 +443,6 @@ def _decode_base64(text: str, name: str) -> Image.Image:
 def _shorten(text: str | os.PathLike, length: int = 200) -> str:
     text = os.fspath(text)
     return repr(text if len(text) <= length else f"{text[:length]}...")
-
-
-def split_labels(candidate_labels: str | Iterable[str]) -> list[str]:
-    """
-    The list of labels that `candidate_labels` of [`OpenVocabularySegmentationPipeline`] stand for.
-
-    Raises:
-        UserError: If there are none, too many, or they are no collection of labels.
-    """
-    labels = list_labels(candidate_labels)
-    if not labels:
-        raise UserError("`candidate_labels` has no labels: name at least one class to look for.")
-    if len(labels) > MAX_LABELS:
-        raise UserError(
-            f"`candidate_labels` has {len(labels)} labels, but at most {MAX_LABELS} are accepted, since all of them "
-            "are segmented together: leave labels out."
-        )
-    return labels
 
 
 def _to_pil(pixels: torch.Tensor, highest: int) -> Image.Image:

@@ -111,10 +111,10 @@ def test_resume_refuses_other_settings(segment, tmp_path, monkeypatch, labels, o
 def test_reading_and_writing_go_on_while_the_model_runs(segment, monkeypatch):
     read, written, model_called = threading.Event(), threading.Event(), threading.Event()
 
-    def read_pixels(source, *arguments):
+    def read_pixels(source, *arguments, **options):
         if source.endswith("1.bmp"):
             read.set()
-        return original_read(source, *arguments)
+        return original_read(source, *arguments, **options)
 
     def write_result(path, *arguments):
         if path.name == "0":

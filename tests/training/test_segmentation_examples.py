@@ -35,6 +35,7 @@ def row(label, image=None, label_ids: str = "contiguous", reduce_labels: bool = 
         "name": "row 7 of train",
         "label_ids": label_ids,
         "reduce_labels": reduce_labels,
+        "value_range": None,
     }
 
 
@@ -228,15 +229,16 @@ def test_sizes_that_differ():
     assert "label.png" in message and "image.png" in message and "6 x 4 and 5 x 4" in message
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "F"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
 def test_colored_labels_are_refused(mode):
     label = encoded(Image.new(mode, (3, 1)), "label.tif")
     message = refusal(row(label, np.zeros((1, 3, 3), np.uint8)))
     assert f"mode {mode}" in message and "label.tif" in message
 
 
-def test_pictures_of_floats_are_refused():
-    assert "floating-point" in refusal(row(ids(0), encoded(np.zeros((1, 1), np.float32), "image.tif")))
+def test_pictures_of_floats_beyond_16_bits_are_refused():
+    image = encoded(np.full((1, 1), 1e6, np.float32), "image.tif")
+    assert "image.tif (image of row 7 of train) holds values from 1e+06" in refusal(row(ids(0), image))
 
 
 @pytest.mark.parametrize("value", [[[1, 2], [3]], [[[1, 2, 3]]], [[0.5]], [1, 2]])

@@ -26,6 +26,7 @@ FIXED_ARGUMENTS = (
     "train_split",
     "label_ids",
     "reduce_labels",
+    "value_range",
     "streaming",
     "crop_size",
     "color_jitter",
@@ -179,6 +180,15 @@ class TrainArguments:
         choices=LABEL_IDS,
     )
     reduce_labels: bool = flag(DATA, "the ids begin at 1 and 0 is unlabelled, as in ADE20K", "--do_reduce_labels")
+    value_range: list[float] | None = option(
+        DATA,
+        "stored values of images that are black and white, where they use another part of their type's range, such as "
+        "0 3000; saved with the processor (default: the processor's, else 0 255 of 8 bits and 0 65535 of 16)",
+        float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        aliases=("--range",),
+    )
     ignore_index: int | None = option(
         DATA,
         "label of pixels of no class, up to 65535 (default: the model's, 255; 65535 if that is a class)",

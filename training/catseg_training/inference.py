@@ -109,6 +109,7 @@ class _ViewMaker:
                 self.processor(
                     images=[Image.fromarray(view.cut(image)) for image in images],
                     sliding_window=self.views.sliding_window,
+                    value_range=None,  # they are in 8 bits already
                 )
             )
             for view in self.views.parts

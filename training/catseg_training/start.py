@@ -14,6 +14,7 @@ from torch import nn
 
 from catseg_hf import CATSegConfig, CATSegForSemanticSegmentation, CATSegProcessor
 from catseg_hf.errors import UserError
+from catseg_hf.image_pixels_catseg import check_value_range
 
 from .arguments import FIXED_ARGUMENTS, PUBLISHED_BATCH_SIZE, PUBLISHED_TRAIN_STEPS, WATCHED_ARGUMENTS, TrainArguments
 from .checkpoints import (
@@ -66,7 +67,7 @@ def start_run(args: TrainArguments, accelerator: Accelerator, notice: Terminatio
     accelerator.wait_for_everyone()
     with accelerator.local_main_process_first():
         model, processor = _initial_model(args)
-    eval_images = None if args.skip_evaluation else _eval_images(args, accelerator, model.config)
+    eval_images = None if args.skip_evaluation else _eval_images(args, accelerator, model.config, processor)
     if args.eval_only:
         state = TrainingState(run={})
         model = accelerator.prepare_model(model, device_placement=True, evaluation_mode=True)
@@ -135,11 +136,13 @@ def _initial_model(args: TrainArguments) -> tuple[CATSegForSemanticSegmentation,
             args.clip_model_name_or_path, args.hub_token, args.config_overrides, args.prior_probability
         )
         vocabulary = vocabulary or FRESH_VOCABULARY
+    if args.value_range is not None:
+        processor.image_processor.value_range = list(check_value_range(args.value_range))
     set_classes(model, processor, None if vocabulary is None else read_vocabulary(vocabulary), args.ignore_index)
     return model, processor
 
 
-def _load_data(args: TrainArguments, split: str, max_samples: int | None) -> Any:
+def _load_data(args: TrainArguments, processor: CATSegProcessor, split: str, max_samples: int | None) -> Any:
     return load_segmentation_data(
         args.dataset_name,
         split,
@@ -148,16 +151,19 @@ def _load_data(args: TrainArguments, split: str, max_samples: int | None) -> Any
         label_column=args.label_column,
         label_ids=args.label_ids,
         reduce_labels=args.reduce_labels,
+        value_range=processor.image_processor.value_range,
         streaming=args.streaming,
         max_samples=max_samples,
         token=args.hub_token,
     )
 
 
-def _eval_images(args: TrainArguments, accelerator: Accelerator, config: CATSegConfig) -> EvaluationImages:
+def _eval_images(
+    args: TrainArguments, accelerator: Accelerator, config: CATSegConfig, processor: CATSegProcessor
+) -> EvaluationImages:
     with accelerator.local_main_process_first():
         try:
-            dataset = _load_data(args, args.eval_split, args.max_eval_samples)
+            dataset = _load_data(args, processor, args.eval_split, args.max_eval_samples)
         except ValueError as error:
             raise UserError(f"{error} (--eval_split names another part, --skip_evaluation does without.)") from None
     if args.streaming:
@@ -181,7 +187,7 @@ def _batches(
 ) -> tuple[CropBatches | StreamedBatches, int | None]:
     """Training batches, and how many images they come from if that is known."""
     with accelerator.local_main_process_first():
-        dataset = _load_data(args, args.train_split, args.max_train_samples)
+        dataset = _load_data(args, processor, args.train_split, args.max_train_samples)
     image_processor = processor.image_processor
     options = {
         "num_labels": config.num_labels,

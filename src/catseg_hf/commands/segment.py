@@ -35,6 +35,15 @@ def add_parser(commands: argparse._SubParsersAction):
         help="leave out images whose results an earlier run with the same settings has written",
     )
     parser.add_argument(
+        "--range",
+        nargs=2,
+        type=float,
+        metavar=("LOW", "HIGH"),
+        dest="value_range",
+        help="stored values that are black and white, of images that use another part of their type's range, such as "
+        "0 3000 (default: as the checkpoint's processor says, else 0 255 of 8 bits and 0 65535 of 16)",
+    )
+    parser.add_argument(
         "--max_image_pixels",
         type=positive,
         help="the largest image that is read (default: Pillow's limit, 178956970)",
@@ -61,6 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _prepare(arguments: argparse.Namespace, images: list[str]) -> "FileSegmenter":
+    from ..image_pixels_catseg import check_value_range
     from ..images.origins import Settings
     from ..images.segmentation import FileSegmenter, check_output
     from ..loading import load_mask_generator
@@ -68,14 +78,16 @@ def _prepare(arguments: argparse.Namespace, images: list[str]) -> "FileSegmenter
 
     check_output(arguments.output)
     arguments.device = arguments.device or own_accelerator()
-    segmenter, labels = load_model(arguments)
-    settings = Settings(arguments.model, arguments.sam, labels, arguments.threshold, dtype=str(segmenter.model.dtype))
+    segmenter, classes = load_model(arguments)
+    value_range = None if arguments.value_range is None else check_value_range(arguments.value_range)
+    dtype = str(segmenter.model.dtype)
+    settings = Settings(arguments.model, arguments.sam, classes, arguments.threshold, value_range, dtype)
     return FileSegmenter(
         segmenter,
         images,
         arguments.output,
         settings,
-        own_vocabulary=arguments.labels is None and arguments.vocabulary is None,
+        own_vocabulary=arguments.labels is arguments.vocabulary is arguments.background is None,
         mask_generator=load_mask_generator(arguments.sam, segmenter.device) if arguments.sam else None,
         batch_size=arguments.batch_size,
     )

@@ -82,7 +82,8 @@ def read_result(path: Path, origin: dict[str, Any]) -> dict[str, Any] | None:
     written = [_read_origin(file) for file in _files(path).values()]
     for found in filter(None, written):
         settings = found["settings"]
-        if differences := [name for name, value in origin["settings"].items() if settings.get(name) != value]:
+        names = {**origin["settings"], **settings}
+        if differences := [name for name in names if settings.get(name) != origin["settings"].get(name)]:
             raise UserError(
                 f"{path.parent} holds results with another {', '.join(differences)}, {path.name} among them: repeat "
                 "what they were made with, or name another --output."
@@ -106,8 +107,10 @@ def write_summary(output: Path, settings: Settings, records: list[dict[str, Any]
     summary = {
         "model": settings.model,
         "sam": settings.sam,
-        "labels": settings.labels,
+        "labels": settings.classes.names,
+        **settings.classes.described(),
         "threshold": settings.threshold,
+        "range": settings.value_range,
         "images": records,
         "unreadable": [{"image": image, "error": error} for image, error in unreadable],
     }

@@ -13,13 +13,29 @@ from .origins import identity, is_url
 from .results import KINDS, is_result
 
 
+_RAW = "it is a camera's raw file, save it as TIFF or JPEG"
+_HEIF = "HEIC images need pillow-heif, `pip install pillow-heif`"
+_VECTOR = "it is no image of pixels, render it as PNG"
+# Images in formats that Pillow does not read, or not by itself.
+UNREAD_FORMATS = {
+    **dict.fromkeys((".arw", ".cr2", ".cr3", ".dng", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".srw"), _RAW),
+    **dict.fromkeys((".heic", ".heif", ".hif"), _HEIF),
+    **dict.fromkeys((".ai", ".pdf", ".svg"), _VECTOR),
+    ".avif": "this Pillow has no AVIF, update it",
+    ".exr": "it has floating-point pixels, save it with 8 or 16 bits",
+    ".hdr": "it has floating-point pixels, save it with 8 or 16 bits",
+    ".jxl": "JPEG XL is not read, save it as PNG or JPEG",
+    ".xcf": "it is a project of GIMP, export it as PNG",
+}
+
 MAX_STEM_BYTES = 200  # file systems take names of 255 with what is added to them
 
 
 def find_images(arguments: list[str]) -> tuple[list[str], list[tuple[str, str]]]:
     """
     The paths and URLs of images that files, folders, glob patterns and URLs stand for, each once, and what stands
-    for none with a sentence that says so. Folders and patterns leave out what an earlier run wrote.
+    for none, or is left out of a folder, with a sentence that says so. Folders and patterns leave out what an earlier
+    run wrote.
     """
     extensions = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}
     images, failures = {}, []
@@ -28,12 +44,13 @@ def find_images(arguments: list[str]) -> tuple[list[str], list[tuple[str, str]]]
             found = [argument]
         elif os.path.isdir(argument):
             try:
-                names = sorted(name for name in os.listdir(argument) if Path(name).suffix.lower() in extensions)
+                names = sorted(os.listdir(argument))
             except OSError as error:
                 failures.append((argument, f"The folder {argument!r} cannot be read: {error.strerror}."))
                 continue
-            found = [os.path.join(argument, name) for name in names]
+            found = [os.path.join(argument, name) for name in names if _suffix(name) in extensions]
             found = [path for path in found if os.path.isfile(path) and not is_result(path)]
+            failures += _list_unread(argument, [name for name in names if _suffix(name) not in extensions])
             if not found:
                 accepted = ", ".join(sorted(extensions))
                 failures.append((argument, f"The folder {argument!r} has no images: files of {accepted} are read."))
@@ -47,6 +64,20 @@ def find_images(arguments: list[str]) -> tuple[list[str], list[tuple[str, str]]]
         for image in found:
             images.setdefault(identity(image), image)
     return list(images.values()), failures
+
+
+def _list_unread(folder: str, names: list[str]) -> list[tuple[str, str]]:
+    """The files of a folder that are images, of formats that are not read here."""
+    failures = []
+    for name in names:
+        path = os.path.join(folder, name)
+        if _suffix(name) in UNREAD_FORMATS and not name.startswith(".") and os.path.isfile(path):
+            failures.append((path, f"{path} was left out: {UNREAD_FORMATS[_suffix(name)]}."))
+    return failures
+
+
+def _suffix(name: str) -> str:
+    return Path(name).suffix.lower()
 
 
 def choose_names(images: list[str], output: Path) -> list[str]:

@@ -10,13 +10,24 @@ import numpy as np
 
 from catseg_hf import VOCABULARIES, load_vocabulary
 from catseg_hf.errors import UserError
+from catseg_hf.image_pixels_catseg import check_value_range
 from catseg_hf.utils.files import read_json, stays_inside
 
 
 MAX_ID = 65535
 # Ways to store labels, see `labels.py`.
 LABEL_FORMATS = ("ids", "ade20k_full", "matlab", "context_json")
-JSON_KEYS = ("name", "vocabulary", "images", "labels", "ignore_index", "label_map", "image_suffix", "label_suffix")
+JSON_KEYS = (
+    "name",
+    "vocabulary",
+    "images",
+    "labels",
+    "ignore_index",
+    "label_map",
+    "image_suffix",
+    "label_suffix",
+    "value_range",
+)
 REQUIRED_JSON_KEYS = JSON_KEYS[:4]
 
 
@@ -42,6 +53,7 @@ class Benchmark:
         id_list (`str`, *optional*): File in the root with the names of the images, one in each line.
         own_id_list (`str`, *optional*): The same, of this package. Names without a label are left out.
         label_format (`str`): One of `LABEL_FORMATS`.
+        value_range (`tuple[float, float]`, *optional*): Stored values of images that are black and white.
         max_shortest_edge (`int`, *optional*): Images and labels whose shorter side is longer are shrunk to it.
         skips_unlabelled (`bool`): Whether images without a pixel that counts are no part of the benchmark.
         num_images (`int`, *optional*): How many images the published benchmark has.
@@ -63,6 +75,7 @@ class Benchmark:
     id_list: str | None = None
     own_id_list: str | None = None
     label_format: str = "ids"
+    value_range: tuple[float, float] | None = None
     max_shortest_edge: int | None = None
     skips_unlabelled: bool = False
     num_images: int | None = None
@@ -103,7 +116,8 @@ def read_description(path: Path) -> Benchmark:
     A benchmark out of a JSON file: an object with "name", "vocabulary" (a list of names or one of
     `catseg_hf.VOCABULARIES`), "images" and "labels" (folders in the data root), and perhaps "ignore_index" (255; 65535
     if that is a class), "label_map" (stored ids to classes or `ignore_index`; null if the ids are the classes),
-    "image_suffix" (".jpg") and "label_suffix" (".png").
+    "image_suffix" (".jpg"), "label_suffix" (".png") and "value_range" (the two stored values of images that are black
+    and white).
 
     Raises:
         UserError: If the file cannot be read or a value is not accepted; names the file, the key and the value.
@@ -132,6 +146,11 @@ def read_description(path: Path) -> Benchmark:
             f"{path}: 'ignore_index' is {ignore_index!r}, but must be no class: an integer from {len(vocabulary)} to "
             f"{MAX_ID}."
         )
+    if "value_range" in values:
+        try:
+            values["value_range"] = check_value_range(values["value_range"])
+        except ValueError as error:
+            raise UserError(f"{path}: {error}") from None
     return Benchmark(
         name=name,
         vocabulary=vocabulary,
@@ -140,7 +159,7 @@ def read_description(path: Path) -> Benchmark:
         ignore_index=ignore_index,
         label_map=_label_map(path, values.get("label_map"), len(vocabulary), ignore_index),
         title=name,
-        **{key: values[key] for key in ("image_suffix", "label_suffix") if key in values},
+        **{key: values[key] for key in ("image_suffix", "label_suffix", "value_range") if key in values},
     )
 
 

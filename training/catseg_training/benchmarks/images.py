@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from catseg_hf.errors import UserError
 
-from ..data.examples import decoded_image, rgb_pixels
+from ..data.examples import read_image
 from .description import Benchmark
 from .files import ImageFiles
 from .labels import read_label_ids
@@ -55,7 +55,7 @@ class BenchmarkImages(Dataset):
             ValueError: If a file is missing or damaged, an id is none of the benchmark's, or sizes differ.
         """
         name, image_path, label_path = self.files[index]
-        image = rgb_pixels(decoded_image({"path": str(image_path), "bytes": None}, str(image_path)), str(image_path))
+        image = read_image({"path": str(image_path), "bytes": None}, str(image_path), self.benchmark.value_range)
         ids = read_label_ids(self.benchmark.label_format, label_path, name)
         if ids.shape != image.shape[:2]:
             sizes = " and ".join(f"{width} x {height}" for height, width in (image.shape[:2], ids.shape))

@@ -6,8 +6,10 @@ import numpy as np
 from scipy.io import loadmat
 
 from catseg_hf.errors import UserError
+from catseg_hf.image_io_catseg import decode_image, upright
+from catseg_hf.label_maps_catseg import refuse_lossy
 
-from ..data.examples import decoded_image, stored_ids
+from ..data.examples import encoded_image, stored_ids
 from .context_annotations import read_annotations
 
 
@@ -38,7 +40,10 @@ def _read_ids(path: Path, name: str) -> np.ndarray:
 
 
 def _read_ade20k_full(path: Path, name: str) -> np.ndarray:
-    image = decoded_image({"path": str(path), "bytes": None}, str(path))
+    data = encoded_image({"path": str(path), "bytes": None}, str(path))
+    stored = decode_image(data, str(path))
+    refuse_lossy(stored.is_lossy, stored.image.format, str(path))
+    image = upright(stored.image, str(path))
     if image.mode != "RGB":
         raise UserError(f"{path} is an image of mode {image.mode}, but ADE20K's full release has RGB labels.")
     red, green, _ = np.moveaxis(np.asarray(image), -1, 0)

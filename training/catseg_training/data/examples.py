@@ -1,6 +1,6 @@
 """Decodes one image with its label map, and checks the label's ids against the vocabulary."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -8,16 +8,16 @@ import datasets
 import numpy as np
 import torch
 from datasets.utils.file_utils import xopen
-from PIL import Image
 
 from catseg_hf.errors import UserError, first_line
 from catseg_hf.image_io_catseg import open_image
+from catseg_hf.image_pixels_catseg import rgb_pixels
+from catseg_hf.label_maps_catseg import read_label_ids, whole_ids
 
 from .coco_stuff import MISSING_RAW_IDS, NUM_CLASSES, RAW_TO_CONTIGUOUS, UNLABELLED
 
 
 LABEL_IDS = ("contiguous", "coco_stuff_raw")
-LABEL_MODES = ("1", "L", "P", "I;16", "I;16B", "I")
 
 MAX_ID = 65535
 _OUT_OF_RANGE = -1
@@ -44,7 +44,7 @@ def read_example(
             names the file, the id and the likely cause.
     """
     image_name, label_name = (_described(example, column) for column in ("image", "label"))
-    image = rgb_pixels(decoded_image(example["image"], image_name), image_name)
+    image = read_image(example["image"], image_name, example["value_range"])
     label = read_label(example, num_labels, ignore_index)
     if label.shape != image.shape[:2]:
         sizes = " and ".join(f"{width} x {height}" for height, width in (label.shape, image.shape[:2]))
@@ -102,55 +102,42 @@ def _described(example: Mapping[str, Any], column: str) -> str:
     return str(path) if value.get("bytes") is None else f"{path} ({column} of {example['name']})"
 
 
-def decoded_image(value: Mapping[str, Any] | None, name: str) -> Image.Image:
-    """An image out of a row's value, `{"path": ..., "bytes": ...}`, upright. Errors (UserError) call it by `name`."""
+def encoded_image(value: Mapping[str, Any] | None, name: str) -> bytes:
+    """The image file in a row's value, `{"path": ..., "bytes": ...}`. Errors (UserError) call it by `name`."""
     if value is None or value["path"] is value["bytes"] is None:
         raise UserError(f"{name} is missing: take the row out.")
-    encoded = value["bytes"]
-    if encoded is None:
-        try:
-            with xopen(value["path"], "rb") as file:
-                encoded = file.read()
-        except FileNotFoundError:
-            raise UserError(f"{name} does not exist: restore the file or take it out of the data.") from None
-        except OSError as error:
-            raise UserError(f"{name} could not be read: {first_line(error)}.") from None
-    return open_image(encoded, name)
+    if value["bytes"] is not None:
+        return value["bytes"]
+    try:
+        with xopen(value["path"], "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        raise UserError(f"{name} does not exist: restore the file or take it out of the data.") from None
+    except OSError as error:
+        raise UserError(f"{name} could not be read: {first_line(error)}.") from None
 
 
-def rgb_pixels(image: Image.Image, name: str) -> np.ndarray:
-    """An image of any mode as RGB `(H, W, 3)`, uint8."""
-    if image.mode == "F":
-        raise UserError(f"{name} has floating-point pixels, whose range is not known: save it with 8 bits.")
-    if image.mode.startswith("I"):
-        # 16 bits of grey, which Pillow would cut off at 255 rather than scale.
-        grey = (np.clip(np.asarray(image).astype(np.int64), 0, MAX_ID) + 128) // 257
-        image = Image.fromarray(grey.astype(np.uint8))
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return np.asarray(image.convert("RGB"))
+def read_image(value: Mapping[str, Any] | None, name: str, value_range: Sequence[float] | None = None) -> np.ndarray:
+    """The image in a row's value, upright, in RGB `(H, W, 3)`, uint8, as the pipeline reads it."""
+    image = open_image(encoded_image(value, name), name, value_range)
+    return rgb_pixels(image, name).permute(1, 2, 0).numpy()
 
 
 def stored_ids(value: Any, name: str) -> np.ndarray:
     """A label map as it is stored, `(H, W)`, in its own integer type."""
-    if isinstance(value, list | np.ndarray):
-        try:
-            ids = np.asarray(value)
-        except ValueError:  # rows of different lengths
-            ids = np.empty(0, dtype=object)
-        if ids.ndim == 3 and ids.shape[-1] == 1:
-            ids = ids[..., 0]
-        if ids.ndim != 2 or ids.dtype.kind not in "iu":
-            raise UserError(f"{name} is no array of integers with rows of one length: check the label column.")
-        return ids
-    image = decoded_image(value, name)
-    if image.mode not in LABEL_MODES:
-        raise UserError(
-            f"{name} is an image of mode {image.mode}, but a label map has one channel of class ids (modes "
-            f"{', '.join(LABEL_MODES)}): save the ids themselves, not colours."
-        )
-    ids = np.asarray(image)
-    return ids.astype(np.uint8) if ids.dtype == bool else ids.astype(ids.dtype.newbyteorder("="), copy=False)
+    if not isinstance(value, list | np.ndarray):
+        return read_label_ids(encoded_image(value, name), name)
+    try:
+        ids = np.asarray(value)
+    except ValueError:  # rows of different lengths
+        ids = np.empty(0, dtype=object)
+    if ids.ndim == 3 and ids.shape[-1] == 1:
+        ids = ids[..., 0]
+    if ids.ndim == 2 and ids.dtype.kind == "f":
+        return whole_ids(ids, name)
+    if ids.ndim != 2 or ids.dtype.kind not in "iu":
+        raise UserError(f"{name} is no array of integers with rows of one length: check the label column.")
+    return ids
 
 
 @lru_cache(maxsize=8)

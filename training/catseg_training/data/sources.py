@@ -34,6 +34,7 @@ def load_segmentation_data(
     label_column: str | None = None,
     label_ids: str | None = None,
     reduce_labels: bool = False,
+    value_range: Sequence[float] | None = None,
     streaming: bool = False,
     max_samples: int | None = None,
     cache_dir: str | None = None,
@@ -59,6 +60,8 @@ def load_segmentation_data(
             read. By default raw for a COCO-Stuff download and contiguous for everything else.
         reduce_labels (`bool`, *optional*, defaults to `False`):
             Whether ids begin at 1 and 0 is unlabelled: 0 becomes the ignore index, every other id one less.
+        value_range (`Sequence[float]`, *optional*): Stored values of images that are black and white, see
+            [`~catseg_hf.image_pixels_catseg.rgb_pixels`].
         streaming (`bool`, *optional*, defaults to `False`): Whether to read rows as they come, downloading nothing.
         max_samples (`int`, *optional*): Only the first so many rows.
         cache_dir (`str`, *optional*), revision (`str`, *optional*), token (`str` or `bool`, *optional*):
@@ -66,7 +69,8 @@ def load_segmentation_data(
 
     Returns:
         `datasets.Dataset` or, if `streaming`, `datasets.IterableDataset`: Rows with "image" and "label", not decoded,
-        "name", for messages, and "label_ids" and "reduce_labels", which tell [`read_example`] how to map them.
+        "name", for messages, and "label_ids", "reduce_labels" and "value_range", which tell [`read_example`] how to
+        read them.
 
     Raises:
         UserError: In words for the user, if there is no such source, split or column, or nothing in it.
@@ -100,7 +104,8 @@ def load_segmentation_data(
         dataset = dataset.take(max_samples if streaming else min(max_samples, len(dataset)))
     if label_ids is None:
         label_ids = "coco_stuff_raw" if is_coco_stuff else "contiguous"
-    return _with_constants(dataset, split, {"label_ids": label_ids, "reduce_labels": reduce_labels})
+    constants = {"label_ids": label_ids, "reduce_labels": reduce_labels, "value_range": value_range}
+    return _with_constants(dataset, split, constants)
 
 
 def _pairs_dataset(pairs: Sequence[Pair], folder: Path) -> datasets.Dataset:
