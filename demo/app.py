@@ -1,7 +1,7 @@
 """The interactive demo: segments images by words in the browser.
 
 python demo/app.py
-python demo/app.py --model catseg-base catseg-large --port 8080
+python demo/app.py --model base large --port 8080
 """
 
 import argparse
@@ -19,14 +19,17 @@ from catseg_app.drawing import annotations, displayed, heat_map, heat_scale, ove
 from catseg_app.labels import format_labels, parse_classes
 from catseg_app.segmentation import EMBEDDED, Segmentation, find_model, load_model, read_image, segment, top_labels
 from catseg_hf import VOCABULARIES, load_vocabulary
+from catseg_hf.commands.model_options import MODEL_HELP
 from catseg_hf.errors import UserError
+from catseg_hf.hub.released_weights import VARIANTS
 
 
 HERE = Path(__file__).resolve().parent
 INTRODUCTION = """
 # CAT-Seg
 Segments an image into any classes that you name in words. The model that comes with the package knows drawings of
-emoji only: for photographs, type the Hub id of another checkpoint under *Settings*.
+emoji only: for photographs, choose *base* or *large* under *Settings*, which are downloaded and converted when they
+are first used, or type the Hub id of another checkpoint.
 """
 LABELS_INFO = "Separated by commas, or one per line; bars between several words for one: sofa|couch."
 EXAMPLES = {
@@ -58,7 +61,7 @@ def main():
         "--model",
         nargs="+",
         default=[],
-        help="folders or Hub ids of checkpoints to offer, the first by default (default: the one in the package)",
+        help=f"models to offer before the one in the package, each {MODEL_HELP} (default: none)",
     )
     parser.add_argument(
         "--sam", nargs="+", default=[], help="folders or Hub ids of Segment Anything models to offer, beside two"
@@ -76,10 +79,10 @@ def build_app(models: Sequence[str] = (), sams: Sequence[str] = ()) -> gr.Blocks
     The page, with its API.
 
     Args:
-        models (`Sequence[str]`, *optional*): Folders or Hub ids that are offered before the model in the package.
+        models (`Sequence[str]`, *optional*): Names, folders or Hub ids, offered before the model in the package.
         sams (`Sequence[str]`, *optional*): Those of Segment Anything models that are offered.
     """
-    models = [*models, EMBEDDED]
+    models = list(dict.fromkeys([*models, EMBEDDED, *VARIANTS]))
     sams = [*sams, *SAM_MODELS]
 
     @with_messages

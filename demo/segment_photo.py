@@ -1,7 +1,7 @@
 """Segments an image by words with the small model that comes with the package, or with another.
 
 python demo/segment_photo.py
-python demo/segment_photo.py --model catseg-base --image photo.jpg --labels cat sofa wall
+python demo/segment_photo.py --model base --image photo.jpg --labels cat sofa wall
 """
 
 import argparse
@@ -11,8 +11,10 @@ from pathlib import Path
 from transformers import pipeline
 
 from catseg_hf import EMBEDDED_MODEL
+from catseg_hf.commands.model_options import MODEL_HELP
 from catseg_hf.image_io_catseg import open_image
 from catseg_hf.images.results import list_segments
+from catseg_hf.loading import resolve_model
 from catseg_hf.visualization import draw_segmentation
 
 
@@ -26,13 +28,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--image", type=Path, default=SCENE, help="image to segment (default: a drawn scene)")
     parser.add_argument("--labels", nargs="+", help="classes to look for (default: those of the scene, and others)")
-    parser.add_argument("--model", default=EMBEDDED_MODEL, help="checkpoint (default: the one in the package)")
+    parser.add_argument("--model", default=EMBEDDED_MODEL, help=f"{MODEL_HELP} (default: the one in the package)")
     parser.add_argument("--output_dir", type=Path, default=ROOT / "output", help="folder for the result")
     arguments = parser.parse_args()
 
     labels = arguments.labels or json.loads(SCENE_LABELS.read_text())
     image = open_image(arguments.image).convert("RGB")
-    segmenter = pipeline("zero-shot-image-segmentation", model=arguments.model)
+    segmenter = pipeline("zero-shot-image-segmentation", model=resolve_model(arguments.model))
     result = segmenter(image, candidate_labels=labels, return_segmentation_map=True)
 
     words = Path(arguments.model) / "words.json"  # which a model of the emoji world has

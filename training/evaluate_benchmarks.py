@@ -21,6 +21,7 @@ from accelerate import Accelerator
 from accelerate.logging import get_logger
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from catseg_hf.commands.model_options import MODEL_HELP
 from catseg_hf.errors import UserError, reports_errors
 from catseg_training.benchmarks.card import write_model_card
 from catseg_training.benchmarks.evaluation import evaluate_benchmark
@@ -54,9 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--model", metavar="DIR_OR_ID", help="a CAT-Seg checkpoint: a folder or a repository on the Hub"
-    )
+    parser.add_argument("--model", metavar="NAME_OR_DIR", help=MODEL_HELP)
     parser.add_argument(
         "--benchmarks",
         nargs="+",

@@ -10,7 +10,7 @@ From CLIP on COCO-Stuff, the base and the large model (DIR has images/ and stuff
 From a converted checkpoint on data of one's own (DIR has images/train, labels/train, images/validation and
 labels/validation; classes.json lists the classes' names):
 
-  accelerate launch training/train.py --model_name_or_path catseg-base --vocabulary classes.json \\
+  accelerate launch training/train.py --model_name_or_path base --vocabulary classes.json \\
       --dataset_name DIR --max_train_steps 5000 --output_dir catseg-mine
 
 The same command with --resume_from_checkpoint latest continues a run that ended, exactly. One process needs no

@@ -6,6 +6,7 @@ from typing import Any
 
 from catseg_hf import EMBEDDED_MODEL, VOCABULARIES, load_vocabulary
 from catseg_hf.class_words_catseg import BAR
+from catseg_hf.hub.released_weights import VARIANTS
 from catseg_hf.images.results import draw_label_map
 from catseg_hf.visualization import draw_segmentation
 
@@ -56,8 +57,12 @@ def python_code(result: Segmentation, opacity: float) -> str:
     if classes.has_background:
         background = f"\n    background_labels={_as_code(classes.words_of(-1))},"
     names_of = "labels" if given == classes.names else '[label.split("|")[0] for label in labels]'
-    model = "EMBEDDED_MODEL" if result.model == EMBEDDED_MODEL else json.dumps(result.model)
-    names = ["EMBEDDED_MODEL"] * (result.model == EMBEDDED_MODEL) + ["load_vocabulary"] * (vocabulary is not None)
+    model, names = json.dumps(result.model), []
+    if result.model == EMBEDDED_MODEL:
+        model, names = "EMBEDDED_MODEL", ["EMBEDDED_MODEL"]
+    elif result.model in VARIANTS:
+        model, names = f"pretrained({model})", ["pretrained"]
+    names = sorted([*names, *["load_vocabulary"] * (vocabulary is not None)])
     imports = f"from catseg_hf import {', '.join(names)}" if names else "import catseg_hf  # registers CAT-Seg"
     sam_import = sam = ""
     if result.sam:

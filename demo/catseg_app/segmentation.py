@@ -34,7 +34,7 @@ class Segmentation:
 
     Attributes:
         image (`PIL.Image.Image`): In RGB, upright, in its full size.
-        model (`str`): Folder or Hub id of the checkpoint.
+        model (`str`): Name, folder or Hub id of the checkpoint.
         classes ([`ClassWords`]): The classes, T, their words, and those of the background.
         threshold (`float`), sliding_window (`bool`), sam (`str` or `None`): As they were given.
         segmentation (`torch.ShortTensor` of shape (H, W)): Class of every pixel, -1 for none.
@@ -62,12 +62,14 @@ class Segmentation:
 @lru_cache(maxsize=2)
 def load_model(model: str) -> OpenVocabularySegmentationPipeline:
     """
-    The pipeline of a checkpoint, a folder or a Hub id. The last two are kept.
+    The pipeline of a checkpoint by name, folder or Hub id. The last two are kept.
 
     Raises:
         UserError: If it cannot be loaded or is not CAT-Seg.
     """
-    return load_segmenter(model)
+    segmenter = load_segmenter(model)
+    segmenter.model.name_or_path = model  # of released weights the name, and not where they lie
+    return segmenter
 
 
 load_masks = lru_cache(maxsize=1)(load_mask_generator)
@@ -75,7 +77,7 @@ load_masks = lru_cache(maxsize=1)(load_mask_generator)
 
 def find_model(name: str, offered: list[str]) -> str:
     """
-    The folder or Hub id of a model that somebody chose or typed.
+    The name, folder or Hub id of a model that somebody chose or typed.
 
     Raises:
         UserError: If it is neither among those that are offered nor a Hub id: no other folder is opened.

@@ -27,6 +27,7 @@ if TYPE_CHECKING or not _IS_COMMAND:
         CATSegProcessor,
         OpenVocabularySegmentationPipeline,
         load_vocabulary,
+        pretrained,
         refine_with_masks,
     )
 else:
@@ -55,5 +56,6 @@ __all__ = [
     "OpenVocabularySegmentationPipeline",
     "VOCABULARIES",
     "load_vocabulary",
+    "pretrained",
     "refine_with_masks",
 ]

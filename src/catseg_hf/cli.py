@@ -1,9 +1,9 @@
 """The command line of catseg_hf.
 
-catseg-hf segment photos/ "more/*.jpg" --labels "cat, sofa" --model catseg-base --output segmented
-catseg-hf video clip.mp4 --labels "cat, sofa" --model catseg-base --output segmented.mp4
+catseg-hf segment photos/ "more/*.jpg" --labels "cat, sofa" --model base --output segmented
+catseg-hf video clip.mp4 --labels "cat, sofa" --model base --output segmented.mp4
 catseg-hf convert --variant base --output_dir catseg-base
-catseg-hf export --model catseg-base --format onnx --output catseg-base-onnx
+catseg-hf export --model base --format onnx --output catseg-base-onnx
 """
 
 import argparse

@@ -58,6 +58,12 @@ def reports_errors(main: Callable[..., int]) -> Callable[..., int]:
     return reporting_main
 
 
+def did_you_mean(name: str, accepted: Collection[str]) -> str:
+    """What a message adds, in brackets, if a name is nearly one of those accepted; nothing otherwise."""
+    matches = get_close_matches(name.lower(), accepted, n=1)
+    return f" (did you mean {matches[0]!r}?)" if matches else ""
+
+
 def refuse_misspelt(names: Iterable[str], accepted: Collection[str]):
     """Raises a TypeError for a name that is nearly one of those accepted: other names may be those of a base class, or
     of another release."""

@@ -10,6 +10,7 @@ from transformers import (
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_catseg import CATSegConfig
+from .hub.pretrained import pretrained
 from .image_processing_catseg import CATSegImageProcessor, CATSegImageProcessorPil
 from .modeling_catseg import (
     CATSegForSemanticSegmentation,
@@ -50,5 +51,6 @@ __all__ = [
     "OpenVocabularySegmentationPipeline",
     "VOCABULARIES",
     "load_vocabulary",
+    "pretrained",
     "refine_with_masks",
 ]

@@ -59,6 +59,7 @@ class HubServer:
         requests: Everything that was asked, in order.
         break_after: For each of the next downloads, after how many bytes the connection breaks.
         refuse_uploads: Whether every upload is answered with an error.
+        etags: Those of files, by their paths, that are not their SHA-256.
     """
 
     def __init__(self, token: str = "hf_test"):
@@ -67,6 +68,7 @@ class HubServer:
         self.requests: list[Request] = []
         self.break_after: list[int] = []
         self.refuse_uploads = False
+        self.etags: dict[str, str] = {}
         self.lfs_objects: dict[str, bytes] = {}
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
         self._server.daemon_threads = True
@@ -186,7 +188,7 @@ class _Handler(BaseHTTPRequestHandler):
             raise HubError(404, "EntryNotFound", "Entry not found")
         content = repository.files[file]
         headers = {
-            "ETag": f'"{hashlib.sha256(content).hexdigest()}"',
+            "ETag": f'"{self.hub.etags.get(file) or hashlib.sha256(content).hexdigest()}"',
             "X-Repo-Commit": repository.commit,
             "Accept-Ranges": "bytes",
             "Content-Type": "application/octet-stream",

@@ -7,11 +7,11 @@ import time
 
 import pytest
 import torch
-from test_convert_tokenizer import openai_vocabulary
 from transformers import AutoModelForSemanticSegmentation
 
 import convert_catseg_original_to_hf as converter
 from catseg_testing.full_size import ARCHITECTURES, assert_golden, full_size_state_dict
+from catseg_testing.tokenizer import openai_vocabulary
 
 
 pytestmark = pytest.mark.slow

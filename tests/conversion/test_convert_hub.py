@@ -1,23 +1,19 @@
 """The converter and the Hub: downloads, resumes, works offline and uploads, against a stand-in on the loopback."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
-import huggingface_hub.file_download
 import pytest
 from huggingface_hub import ModelCard, constants, hf_hub_download
 
 import convert_catseg_original_to_hf as converter
 from catseg_hf.hub.released_weights import download_checkpoint
+from catseg_testing.hub_environment import SPACE, WEIGHTS, environment_of, set_endpoint, stand_in
 from catseg_testing.hub_server import HubServer
 from catseg_testing.tokenizer import TOKENIZER
 from conftest import FIXTURES
 
-
-SPACE = "hamacojr/CAT-Seg-weights"
-WEIGHTS = (FIXTURES / "original.pth").read_bytes()
 
 LOAD_BY_NAME = """
 import sys
@@ -39,20 +35,7 @@ assert "catseg_hf" not in sys.modules
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A Hub with the authors' Space, which huggingface_hub in this process takes for the real one."""
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 2**16)
-    monkeypatch.setattr(huggingface_hub.file_download.time, "sleep", lambda seconds: None)
-    with HubServer() as hub:
-        hub.add("spaces", SPACE, {"model_base.pth": WEIGHTS})
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
+    with stand_in(monkeypatch, tmp_path) as hub:
         yield hub
 
 
@@ -104,10 +87,7 @@ def test_offline_from_the_cache(hub, tmp_path, monkeypatch, capsys):
 
 
 def test_no_network(hub, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr(
-        constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
-    )
+    set_endpoint(monkeypatch, "http://127.0.0.1:9")
     assert convert(tmp_path / "out", "--variant", "base") == 1
     assert "http://127.0.0.1:9 cannot be reached and it is not in the cache" in capsys.readouterr().err
 
@@ -179,9 +159,7 @@ def test_failed_upload_keeps_the_folder(kind, hub, tmp_path, monkeypatch, capsys
 @pytest.fixture
 def environment(hub, tmp_path) -> dict[str, str]:
     """For another process to take the stand-in for the Hub."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": hub.token}
-    return inherited | settings | {"HF_HUB_DISABLE_XET": "1", "PYTHONPATH": ""}
+    return environment_of(hub, tmp_path / "home") | {"HF_TOKEN": hub.token, "PYTHONPATH": ""}
 
 
 def succeeds(environment, *command) -> bool:

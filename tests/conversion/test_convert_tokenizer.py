@@ -1,24 +1,14 @@
 """The tokenizers that the converter takes."""
 
 import gzip
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 
 from catseg_hf import CATSegConfig, CATSegImageProcessorPil, CATSegProcessor
 from catseg_hf.conversion.openai_tokenizer import check_tokenizer, load_tokenizer
-from catseg_testing.tokenizer import TOKENIZER, tiny_tokenizer
+from catseg_testing.tokenizer import TOKENIZER, openai_vocabulary, tiny_tokenizer
 from conftest import FIXTURES
-
-
-def openai_vocabulary() -> Path:
-    """OpenAI's vocabulary as open-clip-torch ships it; the package itself is not imported."""
-    spec = importlib.util.find_spec("open_clip")
-    if spec is None:
-        pytest.skip("needs the vocabulary file of open-clip-torch (pip install --no-deps open-clip-torch)")
-    return Path(spec.origin).parent / "bpe_simple_vocab_16e6.txt.gz"
 
 
 def test_every_prompt_of_every_vocabulary(tmp_path):

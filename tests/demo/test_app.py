@@ -30,6 +30,7 @@ from catseg_hf import EMBEDDED_MODEL, VOCABULARIES, load_vocabulary
 from catseg_hf.class_words_catseg import read_classes
 from catseg_hf.errors import UserError
 from catseg_hf.image_io_catseg import open_image
+from catseg_hf.loading import names
 from catseg_hf.visualization import class_color, draw_segmentation
 from conftest import ROOT
 
@@ -293,6 +294,23 @@ def test_the_code_names_models_and_vocabularies(result):
     code = python_code(other, 0.6)
     assert 'model="owner/name"' in code and 'load_vocabulary("ade20k_150")' in code
     compile(code, "code", "exec")
+    code = python_code(Segmentation(**{**vars(result), "model": "base"}), 0.6)
+    assert 'model=pretrained("base")' in code and "from catseg_hf import pretrained" in code
+
+
+def test_released_weights_are_offered_and_loaded_when_chosen(small_checkpoint, monkeypatch):
+    pytest.importorskip("gradio", reason="the app needs Gradio: pip install .[app]")
+    from app import build_app
+
+    resolved = []
+    monkeypatch.setattr(names, "pretrained", lambda name: resolved.append(name) or str(small_checkpoint))
+    (choices,) = (
+        block.choices for block in build_app(["large"]).blocks.values() if getattr(block, "label", "") == "Model"
+    )
+    assert [value for _, value in choices] == ["large", EMBEDDED, "base"] and resolved == []
+    loaded = load_model(find_model("base", ["base"]))
+    assert resolved == ["base"] and loaded.model.name_or_path == "base"
+    load_model.cache_clear()
 
 
 def test_the_space_installs_what_the_library_needs():

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from catseg_hf import VOCABULARIES
+from catseg_hf.commands.model_options import MODEL_HELP
 from catseg_hf.utils.files import read_json
 
 from .data.examples import LABEL_IDS
@@ -117,7 +118,7 @@ class TrainArguments:
 
     model_name_or_path: str | None = option(
         MODEL,
-        "start from a CAT-Seg checkpoint: a converted one, or one that this script has written",
+        f"start from a CAT-Seg checkpoint, as converted or as this script has written it: {MODEL_HELP}",
         metavar="NAME_OR_DIR",
     )
     clip_model_name_or_path: str | None = option(

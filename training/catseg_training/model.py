@@ -21,6 +21,7 @@ from catseg_hf import (
 )
 from catseg_hf.configuration_catseg import guidance_layers_by_depth
 from catseg_hf.errors import UNREADABLE_CHECKPOINT, UserError, first_line
+from catseg_hf.loading import resolve_model
 from catseg_hf.utils.files import read_json
 
 from .lora import ADAPTER_CONFIG
@@ -39,13 +40,14 @@ def load_checkpoint(
     Model and processor of a CAT-Seg checkpoint, in float32.
 
     Args:
-        name (`str`): A folder or a repository on the Hub.
+        name (`str`): "base" or "large" (see [`~catseg_hf.pretrained`]), a folder or a repository on the Hub.
         token (`str`, *optional*): For the Hub.
         option (`str`): What errors tell the user to change.
 
     Raises:
         UserError: If it cannot be loaded or is of another architecture.
     """
+    name = resolve_model(name)
     try:
         if (Path(name) / ADAPTER_CONFIG).is_file():
             raise UserError(f"{name} is an adapter for peft: give the folder above it, which holds the merged model.")

@@ -5,6 +5,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..conversion import TOKENIZER
 from ..errors import UserError, reports_errors
 from ..hub.released_weights import RELEASE, VARIANTS, download_checkpoint
 
@@ -53,7 +54,7 @@ def add_options(parser: argparse.ArgumentParser):
     )
     parser.add_argument(
         "--tokenizer",
-        default="openai/clip-vit-base-patch16",
+        default=TOKENIZER,
         metavar="NAME_OR_PATH",
         help="CLIP's tokenizer: a model on the Hub, a folder, or OpenAI's bpe_simple_vocab_16e6.txt.gz "
         "(default: %(default)s)",

@@ -5,13 +5,14 @@ from collections.abc import Sequence
 
 from ..errors import reports_errors
 from ..export.formats import FORMATS
+from .model_options import MODEL_HELP
 
 
 DESCRIPTION = """\
 Exports a CAT-Seg model to other runtimes: ONNX, OpenVINO, ExecuTorch, or a program of torch.export.
 
-  {command} --model catseg-base --format onnx --output catseg-base-onnx
-  {command} --model catseg-base --format onnx --quantize int8 --output catseg-base-int8
+  {command} --model base --format onnx --output catseg-base-onnx
+  {command} --model base --format onnx --quantize int8 --output catseg-base-int8
 
 Writes two graphs: text_encoder computes the text features of prompts, once for a vocabulary, and segmenter the logits
 of images, any number of them and of classes at a time (with ExecuTorch as many as --batch_size and --num_classes say).
@@ -35,7 +36,7 @@ def add_parser(commands: argparse._SubParsersAction):
 
 def add_options(parser: argparse.ArgumentParser):
     """Adds the command's options."""
-    parser.add_argument("--model", required=True, metavar="DIR", help="folder or Hub id of the model")
+    parser.add_argument("--model", required=True, metavar="NAME_OR_DIR", help=MODEL_HELP)
     parser.add_argument("--format", choices=list(FORMATS), required=True, help="what to export to")
     parser.add_argument(
         "--output", required=True, metavar="DIR", help="folder to write; it must not exist yet or be empty"

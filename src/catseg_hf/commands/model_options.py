@@ -5,12 +5,20 @@ import sys
 from typing import TYPE_CHECKING
 
 from .. import EMBEDDED_MODEL
+from ..hub.released_weights import VARIANTS
 from ..vocabularies import VOCABULARIES, load_vocabulary
 
 
 if TYPE_CHECKING:
     from ..class_words_catseg import ClassWords
     from ..pipeline_catseg import OpenVocabularySegmentationPipeline
+
+
+MODEL_HELP = (
+    f"{' or '.join(VARIANTS)} (the authors' weights, downloaded and converted once), or the folder or Hub id of a "
+    f"CAT-Seg checkpoint; a folder that has such a name is given as ./{next(iter(VARIANTS))}"
+)
+"""What options that take a model say of it."""
 
 
 def add_model_options(parser: argparse.ArgumentParser):
@@ -24,8 +32,7 @@ def add_model_options(parser: argparse.ArgumentParser):
     parser.add_argument(
         "--model",
         default=EMBEDDED_MODEL,
-        help="folder or Hub id of a CAT-Seg checkpoint (default: a small one that comes with the package and knows "
-        "drawings of emoji only)",
+        help=f"{MODEL_HELP} (default: a small one that comes with the package and knows drawings of emoji only)",
     )
     parser.add_argument(
         "--background", help='what else there is, in the same form: its pixels get no class: "wall, floor"'
@@ -49,7 +56,7 @@ def load_model(arguments: argparse.Namespace) -> "tuple[OpenVocabularySegmentati
     if arguments.model == EMBEDDED_MODEL and speaks_for_all():
         print(
             "Using the small model that comes with catseg_hf, which knows 135 words for emoji and textures and "
-            "nothing of photographs: give --model a converted checkpoint for these.",
+            "nothing of photographs: --model base is for these.",
             file=sys.stderr,
         )
     segmenter = load_segmenter(arguments.model, arguments.device, arguments.dtype)

@@ -81,7 +81,8 @@ def _prepare(arguments: argparse.Namespace, images: list[str]) -> "FileSegmenter
     segmenter, classes = load_model(arguments)
     value_range = None if arguments.value_range is None else check_value_range(arguments.value_range)
     dtype = str(segmenter.model.dtype)
-    settings = Settings(arguments.model, arguments.sam, classes, arguments.threshold, value_range, dtype)
+    model = segmenter.model.name_or_path  # where weights by name lie
+    settings = Settings(model, arguments.sam, classes, arguments.threshold, value_range, dtype)
     return FileSegmenter(
         segmenter,
         images,

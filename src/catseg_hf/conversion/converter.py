@@ -5,7 +5,7 @@ import gc
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -18,7 +18,8 @@ from ..hub.model_cards import read_licence
 from ..image_processing_catseg import CATSegImageProcessorPil
 from ..modeling_catseg import CATSegForSemanticSegmentation
 from ..processing_catseg import CATSegProcessor
-from ..utils.files import built_aside, check_output_folder, read_json
+from ..utils.files import built_aside, check_output_folder, nearest_folder, read_json
+from . import TOKENIZER
 from .checkpoint_files import open_checkpoint
 from .model_card import model_card
 from .openai_tokenizer import check_tokenizer, load_tokenizer
@@ -31,14 +32,19 @@ from .verification import TOLERANCE, largest_difference, literal_logits
 MAX_SHARD_SIZE = "5GB"
 
 
+def say(message: str):
+    print(message, flush=True)
+
+
 def convert(
     checkpoint_path: str | os.PathLike,
     output_dir: str | os.PathLike,
     config_path: str | os.PathLike | None = None,
-    tokenizer: str = "openai/clip-vit-base-patch16",
+    tokenizer: str = TOKENIZER,
     prompt_templates: Sequence[str] | None = None,
     dtype: torch.dtype = torch.float32,
     repo_id: str | None = None,
+    report: Callable[[str], None] = say,
 ) -> Path:
     """
     Writes a checkpoint's model, processor, card and licence into a folder, and compares it with the literal
@@ -52,6 +58,7 @@ def convert(
         prompt_templates (`Sequence[str]`, *optional*): The sentences the model was trained with, one for each prompt.
         dtype (`torch.dtype`): What the weights are stored in.
         repo_id (`str`, *optional*): What the model card calls the model; the folder's name otherwise.
+        report (`Callable`, *optional*): Takes the lines that say what is being done; prints them by default.
 
     Returns:
         `Path`: The folder.
@@ -60,19 +67,19 @@ def convert(
         UserError: If anything does not fit, in words for the user. Nothing is written then.
     """
     folder = check_output_folder(output_dir)
-    say(f"Opening {checkpoint_path}")
+    report(f"Opening {checkpoint_path}")
     tensors = original_tensors(open_checkpoint(checkpoint_path))
     config = infer_config(tensors) if config_path is None else read_config(config_path)
     converted = convert_state_dict(tensors, config)
     dropped = dropped_keys(tensors)
-    say(f"Used {len(tensors) - len(dropped)} of {len(tensors)} tensors for {len(converted)} parameters.")
+    report(f"Used {len(tensors) - len(dropped)} of {len(tensors)} tensors for {len(converted)} parameters.")
     if dropped:
-        say(f"Dropped {len(dropped)}, which follow from the architecture: {', '.join(dropped)}")
+        report(f"Dropped {len(dropped)}, which follow from the architecture: {', '.join(dropped)}")
     del tensors
     converted = {name: tensor.to(dtype) for name, tensor in converted.items()}
     processor = build_processor(config, tokenizer, prompt_templates)
 
-    say("Computing what the literal implementation gives for a fixed random input")
+    report("Computing what the literal implementation gives for a fixed random input")
     # Weights rounded to half precision are compared in float32, so that the comparison finds errors and not rounding.
     model = build_model({name: converted.pop(name).float() for name in list(converted)}, config)
     expected = literal_logits(model)
@@ -84,7 +91,7 @@ def convert(
     card = model_card(config, repo_id or folder.name, model.num_parameters(), str(dtype).removeprefix("torch."))
     check_disk_space(folder, model)
     with built_aside(folder) as aside:
-        say(f"Writing {folder}")
+        report(f"Writing {folder}")
         model.save_pretrained(aside, max_shard_size=MAX_SHARD_SIZE)
         del model
         release_memory()
@@ -92,8 +99,8 @@ def convert(
         (aside / "README.md").write_text(card, encoding="utf-8")
         if (licence := read_licence()) is not None:
             (aside / "LICENSE").write_text(licence, encoding="utf-8")
-        verify(aside, expected)
-    say(f"Wrote {folder}")
+        verify(aside, expected, report)
+    report(f"Wrote {folder}")
     return folder
 
 
@@ -140,25 +147,26 @@ def check_disk_space(folder: Path, model: CATSegForSemanticSegmentation):
     Raises:
         UserError: If the model is larger than what is free.
     """
-    existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    needed, free = model.get_memory_footprint(), shutil.disk_usage(existing).free
+    needed, free = model.get_memory_footprint(), shutil.disk_usage(nearest_folder(folder)).free
     if needed > free:
         raise UserError(f"{folder} needs {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB of the disk are free.")
 
 
-def verify(folder: Path, expected: torch.Tensor | None = None):
+def verify(folder: Path, expected: torch.Tensor | None = None, report: Callable[[str], None] = say):
     """
-    Compares a converted folder with the literal implementation and prints the largest difference.
+    Compares a converted folder with the literal implementation and reports the largest difference.
 
     Raises:
         UserError: If it exceeds the tolerance, or the folder cannot be loaded.
     """
-    say("Loading the result with the Auto classes")
+    report("Loading the result with the Auto classes")
     try:
         difference = largest_difference(folder, expected)
     except (KeyError, OSError, RuntimeError, ValueError) as error:
         raise UserError(f"{folder} does not load as a CAT-Seg model: {first_line(error)}") from None
-    say(f"Largest difference from the literal implementation: {difference:.2e} (at most {TOLERANCE:.0e} is accepted)")
+    report(
+        f"Largest difference from the literal implementation: {difference:.2e} (at most {TOLERANCE:.0e} is accepted)"
+    )
     if not difference <= TOLERANCE:
         raise UserError(
             f"The converted model's logits are {difference:.2e} away from the literal implementation's, more than "
@@ -193,7 +201,3 @@ def release_memory():
     gc.collect()
     if sys.platform == "linux" and (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)):
         trim(0)
-
-
-def say(message: str):
-    print(message, flush=True)

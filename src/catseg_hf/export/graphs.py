@@ -27,6 +27,7 @@ from transformers.exporters import (
 from transformers.exporters.utils import drop_runtime_asserts
 
 from ..errors import UserError, first_line
+from ..loading import resolve_model
 from ..modeling_catseg import CATSegForSemanticSegmentation
 from ..processing_catseg import CATSegProcessor
 from ..utils.files import built_aside, check_output_folder
@@ -75,7 +76,7 @@ def export(
     Writes a model's graphs, and what is needed to use them, into a folder, after a comparison with the model.
 
     Args:
-        model_name_or_path (`str`): Folder or Hub id of the model.
+        model_name_or_path (`str`): The model: "base" or "large" (see [`~catseg_hf.pretrained`]), a folder or a Hub id.
         output_dir (`str`): The folder to write, which must not exist yet or be empty.
         export_format (`str`): One of `FORMATS`.
         quantize (`"int8"`, *optional*): Keeps the weights of ONNX graphs' matrix products as 8-bit integers.
@@ -111,6 +112,7 @@ def load(model_name_or_path: str | os.PathLike) -> tuple[CATSegForSemanticSegmen
     Raises:
         UserError: If it is no CAT-Seg model.
     """
+    model_name_or_path = resolve_model(model_name_or_path)
     try:
         model = AutoModelForSemanticSegmentation.from_pretrained(model_name_or_path, dtype=torch.float32)
         processor = AutoProcessor.from_pretrained(model_name_or_path)

@@ -1,4 +1,4 @@
-"""Pipelines of checkpoints, by folder or Hub id."""
+"""Pipelines of checkpoints, by name, folder or Hub id."""
 
 import torch
 
@@ -8,16 +8,17 @@ from ..modeling_catseg import CATSegForSemanticSegmentation
 from ..pipeline_catseg import OpenVocabularySegmentationPipeline
 from ..processing_catseg import CATSegProcessor
 from ..remote_code_catseg import OPEN_VOCABULARY_TASK
+from .names import resolve_model
 
 
 def load_segmenter(
     model: str, device: str | torch.device | None = None, dtype: str = "auto"
 ) -> OpenVocabularySegmentationPipeline:
     """
-    The pipeline of a checkpoint, a folder or a Hub id.
+    The pipeline of a checkpoint.
 
     Args:
-        model (`str`): Folder or Hub id.
+        model (`str`): "base" or "large" (see [`~catseg_hf.pretrained`]), a folder or a Hub id.
         device (`str` or `torch.device`, *optional*): Where it runs; by default an accelerator, if any.
         dtype (`str`, *optional*, defaults to `"auto"`): Type of the weights. `"auto"` is the checkpoint's own, but
             float32 on a CPU that is slower with that.
@@ -26,6 +27,7 @@ def load_segmenter(
         UserError: If there is no such device, or the model cannot be loaded or is not CAT-Seg.
     """
     _check_device(device)
+    model = resolve_model(model)
     try:
         config, _ = CATSegConfig.get_config_dict(model)
     except Exception as error:  # transformers raises all kinds for damaged files

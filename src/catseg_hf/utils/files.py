@@ -18,6 +18,9 @@ except ImportError:  # Windows: two runs into the same folder are then not kept 
     fcntl = None
 
 
+INCOMPLETE = ".incomplete"
+
+
 def read_json(path: str | os.PathLike) -> Any:
     """What a JSON file holds, in UTF-8 with a byte order mark or without."""
     return json.loads(Path(path).read_text(encoding="utf-8-sig"))
@@ -32,7 +35,7 @@ def stays_inside(name: str) -> bool:
 def aside_of(path: Path) -> Path:
     """Where a file or folder is made: beside its place, so that the move is a rename. A process that is killed leaves
     it behind."""
-    return path.parent / f".{path.name}.incomplete"
+    return path.parent / f".{path.name}{INCOMPLETE}"
 
 
 @contextmanager
@@ -94,6 +97,11 @@ def replaced_together(folder: Path) -> Iterator[Path]:
             shutil.rmtree(aside, ignore_errors=True)
 
 
+def nearest_folder(path: Path) -> Path:
+    """The path itself if it exists, or the nearest folder above it that does: on the same disk, once it is made."""
+    return next(existing for existing in (path, *path.parents) if existing.exists())
+
+
 def check_output_folder(folder: str | os.PathLike) -> Path:
     """
     The folder's real path.
@@ -102,7 +110,7 @@ def check_output_folder(folder: str | os.PathLike) -> Path:
         UserError: If something is there that would have to be replaced.
     """
     folder = Path(folder).expanduser().resolve()
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    existing = nearest_folder(folder)
     if not existing.is_dir():
         raise UserError(f"{existing} is a file: name a folder that does not exist yet (--output_dir).")
     if folder.is_dir() and any(folder.iterdir()):
@@ -130,6 +138,7 @@ def built_aside(folder: Path) -> Iterator[Path]:
         with explained_write_errors(folder):
             _clear(aside)
             yield aside
+            synchronise_all(aside)
             check_output_folder(folder)
             os.replace(aside, folder)
     except BaseException:
@@ -143,7 +152,7 @@ def built_aside(folder: Path) -> Iterator[Path]:
 
 
 def _lock(aside: Path, folder: Path) -> int | None:
-    """Keeps other runs out until the descriptor is closed, by whatever end."""
+    """Keeps other runs out until the descriptor is closed, by whatever end, where the file system can do that."""
     if fcntl is None:
         return None
     descriptor = os.open(aside, os.O_RDONLY)
@@ -152,9 +161,12 @@ def _lock(aside: Path, folder: Path) -> int | None:
         # The other run may have moved its folder into place between the two calls.
         if not os.path.samestat(os.fstat(descriptor), os.stat(aside)):
             raise FileNotFoundError
-    except OSError:
+    except (BlockingIOError, PermissionError, FileNotFoundError):
         os.close(descriptor)
         raise UserError(f"Another run is writing {folder} (in {aside}): wait for it, or name another one.") from None
+    except OSError:  # network file systems without locks for folders
+        os.close(descriptor)
+        return None
     return descriptor
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
-from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from catseg_hf import CATSegConfig
 from catseg_hf.hub.model_cards import USAGE, card_metadata, write_card
+from catseg_hf.loading.names import is_hub_id
 from catseg_hf.utils.files import replaced_file
 
 from ..lora import ADAPTER
@@ -151,11 +151,7 @@ def is_on_hub(model: str | None) -> bool:
     """Whether a name is that of a repository on the Hub rather than of a folder."""
     if model is None or Path(model).expanduser().exists():
         return False
-    try:
-        validate_repo_id(model)
-    except HFValidationError:
-        return False
-    return "/" in model
+    return is_hub_id(model)
 
 
 def _last_part(name: str) -> str:
