@@ -96,9 +96,14 @@ class CutClasses(torch.nn.Module):
 
 def test_a_graph_cuts_any_number_of_classes():
     generator = torch.Generator().manual_seed(0)
-    num_classes = torch.export.Dim("num_classes", min=2, max=100)
+    num_classes = torch.export.Dim("num_classes", min=1)
     example = torch.rand(1, 1, 3, 2, 2, generator=generator), torch.rand(3, 1, 8, generator=generator)
-    program = torch.export.export(CutClasses(), example, dynamic_shapes=({2: num_classes}, {0: num_classes})).module()
+    program = torch.export.export(
+        CutClasses(),
+        example,
+        dynamic_shapes=({2: num_classes}, {0: num_classes}),
+        prefer_deferred_runtime_asserts_over_guards=True,
+    ).module()
     for count in (3, 4, 5, 50):
         cost = torch.rand(1, 1, count, 2, 2, generator=generator)
         kept, class_indices = program(cost, torch.rand(count, 1, 8, generator=generator))
