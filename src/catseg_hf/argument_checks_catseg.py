@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 from transformers.utils import TransformersKwargs, logging
 
 from .configuration_catseg import CATSegConfig
@@ -17,6 +18,19 @@ def check_kwargs(kwargs: TransformersKwargs):
     unknown = [name for name in kwargs if name not in TransformersKwargs.__annotations__]
     if unknown:
         raise TypeError(f"CAT-Seg takes no argument {', '.join(map(repr, unknown))}.")
+
+
+def check_replica(model: nn.Module, **vocabulary: torch.Tensor | None):
+    """Refuses a vocabulary that was given to a replica of `torch.nn.DataParallel`, which has only some of its
+    classes."""
+    given = [f"`{name}`" for name, tensor in vocabulary.items() if tensor is not None]
+    if given and getattr(model, "_is_replica", False):
+        raise ValueError(
+            f"`torch.nn.DataParallel`, which `Trainer` uses where a process sees several GPUs, gives each GPU only a "
+            f"part of the classes of {' and '.join(given)}: start a process for each GPU with `torchrun` or "
+            "`accelerate launch` (DistributedDataParallel), or leave the vocabulary out and give it to the model "
+            "before, `model.set_vocabulary(labels, input_ids)`."
+        )
 
 
 def check_labels_of_vocabulary(labels: Sequence[str], num_classes: int):

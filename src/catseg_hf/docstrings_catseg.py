@@ -9,7 +9,7 @@ Function = TypeVar("Function", bound=Callable)
 VOCABULARY_ARGUMENTS = """\
     input_ids (`torch.LongTensor` of shape `(num_classes, length)` or `(num_classes, num_prompts, length)`):
         Prompts of ONE vocabulary for the whole batch, at most 77 tokens each. Without them, and without `text_embeds`,
-        the model's own vocabulary is used.
+        the model's own vocabulary is used. `torch.nn.DataParallel` would split the classes: there it is the only one.
     attention_mask (`torch.LongTensor`, *optional*):
         Mask of `input_ids`, in their shape. Not needed for prompts that are padded at their end.
     text_embeds (`torch.FloatTensor` of shape `(num_classes, num_prompts, projection_dim)`, *optional*):
@@ -37,7 +37,7 @@ Returns:
 
 Raises:
     ValueError: If an argument has another shape, pixels are not finite, both or (without a vocabulary of the model's
-        own) neither of `input_ids` and `text_embeds` are given.
+        own) neither of `input_ids` and `text_embeds` are given, or one of them in `torch.nn.DataParallel`.
 """
 
 SEMANTIC_SEGMENTATION_FORWARD = f"""
@@ -75,7 +75,8 @@ Returns:
 
 Raises:
     ValueError: If an argument has another shape, pixels are not finite, labels are out of range, both or (without a
-        vocabulary of the model's own) neither of `input_ids` and `text_embeds` are given.
+        vocabulary of the model's own) neither of `input_ids` and `text_embeds` are given, or one of them in
+        `torch.nn.DataParallel`.
 """
 
 

@@ -28,6 +28,7 @@ from .argument_checks_catseg import (
     check_kwargs,
     check_labels,
     check_pixel_values,
+    check_replica,
     check_views,
 )
 from .configuration_catseg import CATSegConfig
@@ -174,6 +175,9 @@ class CATSegModel(CATSegVocabularyMixin, CATSegPreTrainedModel):
             output_hidden_states = self.config.output_hidden_states
         if output_attentions is None:
             output_attentions = self.config.output_attentions
+        # Without `check_values` it is part of a CATSegForSemanticSegmentation, which gives it all classes.
+        own_embeds = text_embeds if check_values else None
+        check_replica(self, input_ids=input_ids, attention_mask=attention_mask, text_embeds=own_embeds)
         check_pixel_values(pixel_values)
         if check_values and not torch.compiler.is_compiling():
             check_finite(pixel_values)
@@ -292,6 +296,7 @@ class CATSegForSemanticSegmentation(CATSegPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> SemanticSegmenterOutput:
         check_kwargs(kwargs)
+        check_replica(self, input_ids=input_ids, attention_mask=attention_mask, text_embeds=text_embeds)
         if sliding_window is None:
             sliding_window = self.config.sliding_window and not self.training
         check_views(pixel_values, global_pixel_values, sliding_window, self.config)

@@ -100,7 +100,7 @@ def cut_classes(
     """
     num_classes = cost.shape[2]
     # An exported graph must do for any number of classes: of few, it takes the most similar ones too, that is all.
-    if class_limit == 0 or (num_classes <= class_limit and not is_exporting()):
+    if class_limit == 0 or (not is_exporting() and num_classes <= class_limit):
         return cost, text_embeds[None], None
     class_indices = most_similar_classes(cost, torch.sym_min(class_limit, num_classes))
     indices = class_indices[:, None, :, None, None].expand(-1, cost.shape[1], -1, *cost.shape[3:])

@@ -126,7 +126,8 @@ class OpenVocabularySegmentationPipeline(Pipeline):
             mask_generator (`Callable`, *optional*):
                 Makes the segments follow class-agnostic masks, see [`~refinement.refine_with_masks`]: a pipeline for
                 "mask-generation" (SAM, SAM 2 or SAM 3), or any function that takes a PIL image in RGB, in the
-                image's own size, and returns its masks, or a dictionary with these `masks`.
+                image's own size, and returns its masks, or a dictionary with these `masks`. For the generators of
+                segment-anything and sam2, which take arrays: `lambda image: generator.generate(np.asarray(image))`.
                 Probabilities that are returned stay as they were.
             value_range (`tuple[float, float]`, *optional*):
                 The stored values that become black and white, for images that use another part of their type's
@@ -156,7 +157,8 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         Raises:
             UserError: For an image that cannot be read; what [`read_classes`] or
                 [`CATSegProcessor.encode_vocabulary`] refuses of the labels; a threshold that is not between 0 and 1;
-                another number of prompt templates than the model's; a mask generator that gives no masks of booleans.
+                another number of prompt templates than the model's; a mask generator that gives no masks of booleans,
+                or masks of another aspect ratio than the image's.
         """
         if candidate_labels is not None:
             kwargs["candidate_labels"] = candidate_labels

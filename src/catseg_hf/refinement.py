@@ -16,11 +16,10 @@ from .tensor_ops_catseg import at_least_float32
 _MAX_CHUNK_BYTES = 64 * 2**20
 
 Box = tuple[slice, slice]
+Masks = torch.Tensor | np.ndarray | Iterable[torch.Tensor | np.ndarray | Mapping[str, Any]]
 
 
-def refine_with_masks(
-    probabilities: torch.Tensor, masks: "torch.Tensor | np.ndarray | Iterable[torch.Tensor | np.ndarray]"
-) -> torch.LongTensor:
+def refine_with_masks(probabilities: torch.Tensor, masks: Masks) -> torch.LongTensor:
     """
     Gives every mask the class with the highest mean probability inside it, and every pixel the class of the mask that
     is the surest of it, the one whose class has the highest mean probability. Pixels under no mask keep their own most
@@ -28,16 +27,19 @@ def refine_with_masks(
 
     Args:
         probabilities (`torch.Tensor` of shape (T, H, W)):
-            Probabilities of the classes, in 0..1: `segmentation_scores` of `post_process_semantic_segmentation`.
+            Probabilities of the classes, in 0..1, in the image's size: `segmentation_scores` of
+            `post_process_semantic_segmentation`.
         masks (`torch.Tensor` or `np.ndarray` of shape (N, h, w), or iterable of N of shape (h, w)):
             Booleans, `True` inside. Masks may overlap, be empty and have holes. Those of another size than (H, W) are
-            resized with nearest.
+            resized with nearest; they must have its aspect ratio, and so no padding. Also the list of dictionaries
+            that the mask generators of segment-anything and sam2 return, each with such a `segmentation`.
 
     Returns:
         `torch.LongTensor` of shape (H, W): the class of every pixel, on the device of the probabilities.
 
     Raises:
-        UserError: If the probabilities are no floats in 0..1 of three axes, or a mask is not one of booleans.
+        UserError: If the probabilities are no floats in 0..1 of three axes, or a mask is not one of booleans or of
+            another aspect ratio.
     """
     _check_probabilities(probabilities)
     probability, segmentation = probabilities.max(dim=0)
@@ -48,7 +50,7 @@ def refine_segmentation(
     segmentation: torch.LongTensor,
     probability: torch.Tensor,
     probabilities: torch.Tensor,
-    masks: "torch.Tensor | np.ndarray | Iterable[torch.Tensor | np.ndarray]",
+    masks: Masks,
 ) -> tuple[torch.LongTensor, torch.Tensor]:
     """
     [`refine_with_masks`] for probabilities of another size than the image: the result is as if they were resized to it
@@ -113,20 +115,45 @@ def _crop_masks(masks: Any, size: tuple[int, int], device: torch.device) -> Iter
             "shape (height, width), are needed. Of a mask-generation pipeline's result these are its 'masks'."
         )
     for index, mask in enumerate(masks):
-        mask = mask if isinstance(mask, torch.Tensor) else np.asarray(mask)
-        dtype = str(mask.dtype).removeprefix("torch.")
-        if dtype != "bool" or mask.ndim != 2 or 0 in mask.shape:
-            raise UserError(
-                f"Mask {index} has shape {tuple(mask.shape)} and dtype {dtype}, but booleans of shape (height, width) "
-                "are needed: compare its values with a threshold, `mask > 0`, and pass one mask as `masks[None]`."
-            )
-        mask = torch.as_tensor(mask).to(device)
+        mask = torch.as_tensor(_checked_mask(mask, index, size)).to(device)
         if mask.shape != size:
             mask = F.interpolate(mask[None, None].to(torch.uint8), size=size, mode="nearest-exact")[0, 0].bool()
         inside = [mask.any(dim=1).nonzero(), mask.any(dim=0).nonzero()]
         if len(inside[0]):
             box = tuple(slice(int(places[0]), int(places[-1]) + 1) for places in inside)
             yield mask[box], box
+
+
+def _checked_mask(mask: Any, index: int, size: tuple[int, int]) -> torch.Tensor | np.ndarray:
+    if isinstance(mask, Mapping):
+        if isinstance(mask.get("segmentation"), Mapping) or "segmentation" not in mask:
+            raise UserError(
+                f"Mask {index} is a dictionary with {', '.join(map(repr, mask))}, but its 'segmentation' must be an "
+                'array: of the mask generators of segment-anything and sam2, with `output_mode="binary_mask"`.'
+            )
+        mask = mask["segmentation"]
+    mask = mask if isinstance(mask, torch.Tensor) else np.asarray(mask)
+    dtype = str(mask.dtype).removeprefix("torch.")
+    if dtype != "bool" or mask.ndim != 2 or 0 in mask.shape:
+        raise UserError(
+            f"Mask {index} has shape {tuple(mask.shape)} and dtype {dtype}, but booleans of shape (height, width) "
+            "are needed: compare its values with a threshold, `mask > 0`, and pass one mask as `masks[None]`."
+        )
+    if not _is_resized(mask.shape, size):
+        (mask_height, mask_width), (height, width) = mask.shape, size
+        raise UserError(
+            f"Mask {index} is of {mask_width} x {mask_height} pixels (width x height), but the image of {width} x "
+            f"{height}, another aspect ratio: pass masks of the whole image without padding, which "
+            "`post_process_masks` of Segment Anything's processors takes off, and to `refine_with_masks` "
+            "probabilities in the image's size (`target_sizes`)."
+        )
+    return mask
+
+
+def _is_resized(resized: tuple[int, int], size: tuple[int, int]) -> bool:
+    """Whether a size can be that of an image of `size` at another scale, each side rounded up or down."""
+    pairs = list(zip(resized, size, strict=True))
+    return max((side - 1) / whole for side, whole in pairs) < min((side + 1) / whole for side, whole in pairs)
 
 
 def _check_probabilities(probabilities: torch.Tensor):

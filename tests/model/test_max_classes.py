@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from catseg_hf import OpenVocabularySegmentationPipeline
 from catseg_hf.conversion.literal import literal_logits
+from catseg_hf.modeling_catseg_cost_volume import cut_classes
 
 
 NUM_CLASSES = 12
@@ -83,3 +84,28 @@ def test_pipeline(model_with_vocabulary, processor):
     image = (torch.rand(3, 40, 60, generator=torch.Generator().manual_seed(1)) * 255).to(torch.uint8)
     options = {"candidate_labels": ["cat", "sky", "tree"], "sliding_window": False}
     assert len(segmenter(image, **options, max_classes_per_image=1)) == 1
+
+
+class CutClasses(torch.nn.Module):
+    """What an exported model does with the classes, before it aggregates them."""
+
+    def forward(self, cost: torch.Tensor, text_embeds: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        cost, text_embeds, class_indices = cut_classes(cost, text_embeds, class_limit=4)
+        return cost, class_indices
+
+
+def test_a_graph_cuts_any_number_of_classes():
+    generator = torch.Generator().manual_seed(0)
+    num_classes = torch.export.Dim("num_classes", min=1)
+    example = torch.rand(1, 1, 3, 2, 2, generator=generator), torch.rand(3, 1, 8, generator=generator)
+    program = torch.export.export(
+        CutClasses(),
+        example,
+        dynamic_shapes=({2: num_classes}, {0: num_classes}),
+        prefer_deferred_runtime_asserts_over_guards=True,
+    ).module()
+    for count in (3, 4, 5, 50):
+        cost = torch.rand(1, 1, count, 2, 2, generator=generator)
+        kept, class_indices = program(cost, torch.rand(count, 1, 8, generator=generator))
+        expected = cost.amax(dim=(1, 3, 4)).topk(min(count, 4)).indices.sort().values
+        assert torch.equal(class_indices, expected) and torch.equal(kept, cost[:, :, expected[0]])

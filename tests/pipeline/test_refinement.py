@@ -1,6 +1,7 @@
 """Segmentations refined with masks: by hand, in the pipeline, and what they gain with true masks."""
 
 import weakref
+from collections.abc import Iterable
 
 import numpy as np
 import pytest
@@ -35,6 +36,22 @@ CORNER = [[0, 0, 0, 0], [0, 0, 1, 1]]  # class 1 with 0.5, class 2 with 0.4
 LEFT_WITH_HOLE = [[1, 1, 0, 0], [1, 0, 0, 0]]
 
 
+def segment_anything(masks: Iterable[np.ndarray]) -> list[dict]:
+    """Masks as segment-anything's `SamAutomaticMaskGenerator` returns them."""
+    return [
+        {
+            "segmentation": mask,
+            "area": int(mask.sum()),
+            "bbox": [0, 0, mask.shape[1], mask.shape[0]],
+            "predicted_iou": 0.9,
+            "point_coords": [[0.5, 0.5]],
+            "stability_score": 0.95,
+            "crop_box": [0, 0, mask.shape[1], mask.shape[0]],
+        }
+        for mask in masks
+    ]
+
+
 @pytest.mark.parametrize("order", [1, -1])
 @pytest.mark.parametrize(
     ("masks", "expected"),
@@ -59,11 +76,47 @@ def test_no_masks(masks):
     assert refine_with_masks(PROBABILITIES, masks).tolist() == OWN
 
 
-@pytest.mark.parametrize("size", [(1, 2), (4, 8), (6, 4)])
+@pytest.mark.parametrize("size", [(1, 2), (4, 8), (3, 6), (6, 12), (5, 11)])
 def test_masks_of_another_size(size):
     mask = torch.zeros(1, *size, dtype=torch.bool)
     mask[:, :, : size[1] // 2] = True
     assert refine_with_masks(PROBABILITIES, mask).tolist() == [[0, 0, 1, 1], [0, 0, 1, 2]]
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        pytest.param((600, 800), id="same"),
+        pytest.param((300, 400), id="half"),
+        pytest.param((1200, 1600), id="twice"),
+        pytest.param((384, 512), id="longest edge 512"),
+        pytest.param((333, 444), id="rounded down"),
+        pytest.param((334, 445), id="rounded up"),
+        pytest.param((333, 445), id="rounded differently"),
+        pytest.param((3, 4), id="tiny"),
+    ],
+)
+def test_masks_of_a_resized_image(size):
+    label_map = refine_with_masks(torch.zeros(1, 600, 800), torch.ones(1, *size, dtype=torch.bool))
+    assert label_map.shape == (600, 800)
+
+
+@pytest.mark.parametrize(
+    "size",
+    [
+        pytest.param((1024, 1024), id="padded to a square"),
+        pytest.param((256, 256), id="as Segment Anything predicts them"),
+        pytest.param((400, 300), id="turned"),
+        pytest.param((300, 397), id="a column cut off"),
+        pytest.param((306, 400), id="a row of padding"),
+        pytest.param((300, 500), id="wider"),
+        pytest.param((1, 200), id="a line"),
+    ],
+)
+def test_masks_that_are_not_of_the_image(size):
+    masks = [np.ones((300, 400), bool), np.zeros(size, bool)]
+    with pytest.raises(UserError, match=rf"Mask 1 is of {size[1]} x {size[0]} .* image of 400 x 300.*padding"):
+        refine_with_masks(torch.zeros(1, 300, 400), masks)
 
 
 def test_kinds_of_masks():
@@ -71,6 +124,7 @@ def test_kinds_of_masks():
     arrays = [np.array(mask, dtype=bool) for mask in (LEFT, ALL)]
     for masks in (arrays, np.stack(arrays), map(torch.tensor, arrays), [mask.T.copy().T for mask in arrays]):
         assert refine_with_masks(PROBABILITIES, masks).tolist() == expected
+    assert refine_with_masks(PROBABILITIES, segment_anything(arrays)).tolist() == expected
 
 
 def test_of_equals_the_first_wins():
@@ -171,6 +225,9 @@ def test_bad_probabilities(probabilities, message):
         ([np.ones((2, 4), bool), np.ones((2, 4), np.uint8)], "Mask 1 has .* uint8"),
         (np.ones((1, 0, 4), bool), r"Mask 0 has shape \(0, 4\)"),
         ({"segments": []}, "of type dict.* its 'masks'"),
+        ([{"masks": [], "scores": []}], "Mask 0 is a dictionary with 'masks', 'scores', but its 'segmentation'"),
+        ([{"segmentation": {"size": [2, 4], "counts": "04"}}], 'Mask 0 is .*output_mode="binary_mask"'),
+        ([{"segmentation": np.ones((2, 4))}], "Mask 0 has shape .* float64"),
         (None, "of type NoneType"),
     ],
 )
@@ -230,6 +287,19 @@ def test_pipeline(segmenter, image):
     threshold = float(certainties.unique().median())
     result = segmenter(image, WORDS, mask_generator=quarters, threshold=threshold + 1e-4, return_segmentation_map=True)
     assert torch.equal(result["segmentation"] == -1, certainties < threshold + 1e-4)
+
+
+def test_pipeline_takes_what_segment_anything_returns(segmenter, image):
+    expected = segmenter(image, WORDS, mask_generator=quarters, return_segmentation_map=True)
+    result = segmenter(
+        image, WORDS, mask_generator=lambda image: segment_anything(quarters(image)), return_segmentation_map=True
+    )
+    assert torch.equal(result["segmentation"], expected["segmentation"])
+
+
+def test_pipeline_refuses_masks_of_a_padded_image(segmenter, image):
+    with pytest.raises(UserError, match="Mask 0 is of 200 x 200 .* image of 200 x 140"):
+        segmenter(image, WORDS, mask_generator=lambda image: np.ones((1, 200, 200), dtype=bool))
 
 
 def test_pipeline_without_masks_is_as_without_a_generator(segmenter, image):

@@ -8,7 +8,7 @@ are the settings of the image processor, the tokenizer, and the model's own voca
 import copy
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -170,6 +170,8 @@ def export_graphs(
         components[name] = exporter.export(module, example, config).components["model"]
         if export_format == "torch_export":  # the other formats have no such checks
             drop_runtime_asserts(components[name].program)
+        if export_format == "openvino":  # its converter leaves all sizes free, and images of others give torn maps
+            components[name].program.reshape(openvino_shapes(example, shapes))
     return ExportedModel(components, options["export_format"], config=model.config)
 
 
@@ -178,6 +180,16 @@ def graph_modules(model: CATSegForSemanticSegmentation) -> dict[str, tuple[nn.Mo
     return {
         "text_encoder": (TextEncoder(model), ("input_ids",)),
         "segmenter": (Segmenter(model), ("pixel_values", "text_embeds")),
+    }
+
+
+def openvino_shapes(
+    example: Mapping[str, torch.Tensor], dynamic_shapes: Mapping[str, Mapping[int, Dim]]
+) -> dict[str, list[int]]:
+    """Of every input, the sizes of an example, and -1 where any size is taken."""
+    return {
+        name: [-1 if axis in dynamic_shapes[name] else size for axis, size in enumerate(tensor.shape)]
+        for name, tensor in example.items()
     }
 
 
