@@ -143,6 +143,8 @@ def test_run_lengths(counts):
         decode_mask(counts, 2, 4)
 
 
+# Of a MATLAB file behind its 128 bytes: its signature stands at 512 of the whole.
+HDF5 = bytes(384) + b"\x89HDF\r\n\x1a\n" + bytes(1024)
 BAD_FILES = {
     "unreadable image": (
         "ade20k_150",
@@ -181,6 +183,19 @@ BAD_FILES = {
         "trainval/{}.mat",
         lambda path: path.write_bytes(path.read_bytes()[:-20]),
         "truncated",
+    ),
+    "MATLAB v7.3": (
+        "pascal_context_459",
+        "trainval/{}.mat",
+        lambda path: path.write_bytes(b"MATLAB 7.3 MAT-file, Platform: GLNXA64".ljust(124) + b"\0\2IM" + HDF5),
+        "MATLAB v7.3 (HDF5), but formats up to v7 are read: load it in MATLAB and save it again by "
+        "save(NAME, 'LabelMap', '-v7')",
+    ),
+    "HDF5": (
+        "pascal_context_459",
+        "trainval/{}.mat",
+        lambda path: path.write_bytes(HDF5[-1032:]),
+        "MATLAB v7.3 (HDF5)",
     ),
     "other .mat": ("pascal_context_459", "trainval/{}.mat", lambda path: savemat(path, {"x": [1]}), "LabelMap"),
 }

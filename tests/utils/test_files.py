@@ -1,12 +1,16 @@
 """Files that are seen whole or not at all."""
 
 import errno
+import os
+import stat
 
 import pytest
 
 from catseg_hf.errors import UserError
-from catseg_hf.utils import files
-from catseg_hf.utils.files import built_aside, replaced_file
+from catseg_hf.utils.files import built_aside, replaced_file, replaced_together, synchronise
+
+
+fcntl = None if os.name == "nt" else pytest.importorskip("fcntl")
 
 
 def test_nothing_half_written_stays(tmp_path):
@@ -32,13 +36,88 @@ def test_a_file_that_cannot_be_written_is_named(tmp_path):
         raise OSError(28, "No space left on device")
 
 
-@pytest.mark.skipif(files.fcntl is None, reason="needs flock")
-@pytest.mark.parametrize("code", ["ENOSYS", "ENOLCK", "ENOTSUP", "EBADF", "EISDIR"])
-def test_a_file_system_without_locks_for_folders(code, tmp_path, monkeypatch):
-    def refuse(*arguments):
-        raise OSError(getattr(errno, code), code)
+def write_everything(folder) -> list[str]:
+    """What the functions that write do, one after another; the names of all that was written."""
+    with replaced_file(folder / "file") as path:
+        path.write_text("")
+    with replaced_together(folder) as aside:
+        (aside / "together").mkdir()
+        (aside / "together" / "file").write_text("")
+    with built_aside(folder / "built") as aside:
+        (aside / "file").write_text("")
+    synchronise(folder)
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
 
-    monkeypatch.setattr(files.fcntl, "flock", refuse)
-    with built_aside(tmp_path / "out") as aside:
-        (aside / "file").write_text("mine")
-    assert (tmp_path / "out" / "file").read_text() == "mine"
+
+WRITTEN = ["built", "built/file", "file", "together", "together/file"]
+
+
+@pytest.mark.skipif(fcntl is None, reason="there are no such locks here")
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF, errno.EIO])
+def test_file_systems_without_locks(code, tmp_path, monkeypatch):
+    def flock(descriptor, operation):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    assert write_everything(tmp_path) == WRITTEN
+
+
+@pytest.mark.skipif(fcntl is None, reason="there are no such locks here")
+@pytest.mark.parametrize("code", [None, errno.EWOULDBLOCK, errno.EAGAIN])
+def test_two_runs_into_one_folder(code, tmp_path, monkeypatch):
+    """By a real lock, and by each of the codes for one that somebody else holds."""
+
+    def flock(descriptor, operation):
+        raise OSError(code, os.strerror(code))
+
+    with built_aside(tmp_path / "built") as aside:
+        (aside / "file").write_text("first")
+        if code is not None:
+            monkeypatch.setattr(fcntl, "flock", flock)
+        with pytest.raises(UserError, match="Another run is writing .*built"), built_aside(tmp_path / "built"):
+            pass
+    assert (tmp_path / "built" / "file").read_text() == "first"
+
+
+def refuse_fsync(monkeypatch, code: int, of_folders: bool, of_files: bool):
+    fsync = os.fsync
+
+    def refusing(descriptor):
+        if of_folders if stat.S_ISDIR(os.fstat(descriptor).st_mode) else of_files:
+            raise OSError(code, os.strerror(code))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refusing)
+
+
+UNSUPPORTED = [errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP]
+
+
+@pytest.mark.parametrize(
+    ("code", "of_files"),
+    [(code, of_files) for code in UNSUPPORTED for of_files in (False, True)]
+    + [(code, False) for code in (errno.EIO, errno.EACCES, errno.EBADF, errno.EROFS)],
+)
+def test_file_systems_that_synchronise_nothing(code, of_files, tmp_path, monkeypatch):
+    """Or no folders, which some say by EIO."""
+    refuse_fsync(monkeypatch, code, of_folders=True, of_files=of_files)
+    assert write_everything(tmp_path) == WRITTEN
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC, errno.EDQUOT])
+def test_a_file_that_does_not_reach_the_disk_is_no_file(code, tmp_path, monkeypatch):
+    refuse_fsync(monkeypatch, code, of_folders=False, of_files=True)
+    with pytest.raises(UserError, match=f"Could not write .*file: {os.strerror(code)}"):
+        with replaced_file(tmp_path / "file") as path:
+            path.write_text("")
+    with pytest.raises(UserError, match=f"Could not write .*: {os.strerror(code)}"):
+        with replaced_together(tmp_path) as aside:
+            (aside / "file").write_text("")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_folder_on_a_full_disk(code, tmp_path, monkeypatch):
+    refuse_fsync(monkeypatch, code, of_folders=True, of_files=False)
+    with pytest.raises(OSError, match=os.strerror(code)):
+        synchronise(tmp_path)

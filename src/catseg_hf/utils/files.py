@@ -1,6 +1,7 @@
 """Files and folders: what is written is seen whole or not at all, made aside in the same folder and renamed when
 complete."""
 
+import errno
 import json
 import os
 import shutil
@@ -19,6 +20,10 @@ except ImportError:  # Windows: two runs into the same folder are then not kept 
 
 
 INCOMPLETE = ".incomplete"
+# What a file system answers that has no such call for what it was asked of.
+_UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
+# That room has run out, on the disk or for this user.
+_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
 def read_json(path: str | os.PathLike) -> Any:
@@ -152,22 +157,31 @@ def built_aside(folder: Path) -> Iterator[Path]:
 
 
 def _lock(aside: Path, folder: Path) -> int | None:
-    """Keeps other runs out until the descriptor is closed, by whatever end, where the file system can do that."""
+    """Keeps other runs out until the descriptor is closed, by whatever end, where the file system knows locks: some
+    networks' do not."""
     if fcntl is None:
         return None
     descriptor = os.open(aside, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # The other run may have moved its folder into place between the two calls.
-        if not os.path.samestat(os.fstat(descriptor), os.stat(aside)):
-            raise FileNotFoundError
-    except (BlockingIOError, PermissionError, FileNotFoundError):
+    except BlockingIOError:
+        is_free = False
+    except OSError:
+        is_free = True
+    else:
+        is_free = _is_at(aside, descriptor)  # the other run may have moved its folder into place between the two calls
+    if not is_free:
         os.close(descriptor)
-        raise UserError(f"Another run is writing {folder} (in {aside}): wait for it, or name another one.") from None
-    except OSError:  # network file systems without locks for folders
-        os.close(descriptor)
-        return None
+        raise UserError(f"Another run is writing {folder} (in {aside}): wait for it, or name another one.")
     return descriptor
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether what is open is what the path leads to."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
 
 
 def _clear(folder: Path):
@@ -193,11 +207,19 @@ def synchronise_all(folder: Path) -> list[Path]:
 
 
 def synchronise(path: Path):
-    """Brings a file or a folder's entries to the disk."""
-    if os.name == "nt" and path.is_dir():  # Windows has no such thing for folders
-        return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    """
+    Brings a file or a folder's entries to the disk, where the file system can: not every one does this for folders.
+
+    Raises:
+        OSError: If the disk is full, or what was written to a file is lost.
+    """
+    is_folder = path.is_dir()
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno in _FULL or not (is_folder or error.errno in _UNSUPPORTED):
+            raise
