@@ -28,8 +28,7 @@ def starts(path):
         return [float(stream.start_time * stream.time_base) for stream in container.streams]
 
 
-@pytest.mark.parametrize("output", ["out.mp4", "out.mkv"])
-@pytest.mark.parametrize("start", [0, 2, HOURS])
+@pytest.mark.parametrize(("start", "output"), [(0, "out.mp4"), (2, "out.mp4"), (HOURS, "out.mp4"), (HOURS, "out.mkv")])
 @pytest.mark.parametrize("suffix", CONTAINERS)
 def test_the_output_begins_at_0(tmp_path, suffix, start, output):
     clip = write_clip(tmp_path / f"clip.{suffix}", pan(0, NUM_FRAMES), start=start, **CONTAINERS[suffix])
@@ -42,10 +41,9 @@ def test_the_output_begins_at_0(tmp_path, suffix, start, output):
 
 
 @pytest.mark.parametrize("audio_start", [Fraction(4, 5), Fraction(-4, 5)])
-@pytest.mark.parametrize("start", [1, HOURS])
 @pytest.mark.parametrize("suffix", ["mkv", "mp4", "ts", "flv"])
-def test_audio_keeps_its_distance(tmp_path, suffix, start, audio_start):
-    kwargs = CONTAINERS[suffix] | {"start": start, "audio_start": audio_start}
+def test_audio_keeps_its_distance(tmp_path, suffix, audio_start):
+    kwargs = CONTAINERS[suffix] | {"start": HOURS, "audio_start": audio_start}
     clip = write_clip(tmp_path / f"clip.{suffix}", pan(0, NUM_FRAMES), **kwargs)
     assert copy(clip, tmp_path / "out.mkv")
     (before, after) = (starts(path) for path in (clip, tmp_path / "out.mkv"))
