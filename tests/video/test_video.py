@@ -19,13 +19,10 @@ from catseg_hf.errors import UserError
 from catseg_hf.video import FrameSegmenter, TemporalAverage, files, segment_video, segmentation
 from catseg_hf.video.files import VideoReader, VideoWriter
 from catseg_hf.visualization import overlay_segmentation
-from conftest import FIXTURES
+from catseg_testing.video_clips import RATE, SAMPLE_RATE, SIZE, copy, names, pan, read_clip, write_clip
 
 
-SCENES = sorted((FIXTURES / "emoji_world" / "images" / "gate").iterdir())
 LABELS = ["grass", "water", "snow", "cat", "balloon"]
-RATE, SIZE = 5, (96, 64)
-SAMPLE_RATE = 8000
 FASTSTART = {"movflags": "faststart"}
 
 
@@ -34,67 +31,8 @@ def segmenter():
     return pipeline("zero-shot-image-segmentation", model=EMBEDDED_MODEL)
 
 
-def pan(scene, num_frames):
-    """A camera that moves slowly over a scene."""
-    image = Image.open(SCENES[scene]).convert("RGB")
-    return [image.crop((step % 30, step % 30, step % 30 + SIZE[0], step % 30 + SIZE[1])) for step in range(num_frames)]
-
-
-def write_clip(
-    path, images, times=None, time_base=Fraction(1, RATE), rotation=None, mirror=False, audio="aac", options=None
-):
-    """Writes images, at `times` in units of `time_base`, beside a tone."""
-    times = range(len(images)) if times is None else times
-    with av.open(str(path), "w", options=options or {}) as container:
-        width, height = images[0].size
-        stream = container.add_stream("libx264", rate=RATE, width=width, height=height, time_base=time_base)
-        stream.pix_fmt = "yuv444p" if width % 2 or height % 2 else "yuv420p"
-        if rotation is not None:
-            stream.set_display_rotation(rotation, hflip=mirror)
-        tone = container.add_stream(audio, rate=SAMPLE_RATE, layout="mono") if audio else None
-        for time, image in zip(times, images, strict=True):
-            frame = av.VideoFrame.from_image(image)
-            frame.pts, frame.time_base = time, time_base
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-        if audio:
-            samples = np.arange(int((times[-1] + 1) * time_base * SAMPLE_RATE))
-            wave = (8000 * np.sin(samples / 5)).astype(np.int16)[None]
-            sound = av.AudioFrame.from_ndarray(wave, format="s16", layout="mono")
-            sound.sample_rate, sound.pts = SAMPLE_RATE, 0
-            container.mux(tone.encode(sound))
-            container.mux(tone.encode(None))
-    return path
-
-
-def read_clip(path):
-    """What a clip is like, its frames' times, its audio packets, and its frames as they are stored."""
-    with av.open(str(path)) as container:
-        stream = container.streams.video[0]
-        about = (stream.width, stream.height, stream.average_rate)
-        packets, frames = [], []
-        for packet in container.demux():
-            if packet.stream is stream:
-                frames.extend(packet.decode())
-            elif packet.size:
-                packets.append((packet.pts * packet.time_base, bytes(packet)))
-        times = [frame.pts * frame.time_base for frame in frames]
-        return about, times, packets, frames
-
-
-def copy(source, output):
-    with VideoReader(source) as reader, VideoWriter(output, output, reader) as writer:
-        for frame in reader.read_frames(writer.copy_audio):
-            writer.write(frame, frame.image)
-        return reader.is_whole()
-
-
 def run(source, output, *options, labels="grass, water, snow, cat, balloon"):
     return cli.main(["video", str(source), "--output", str(output), "--labels", labels, *options])
-
-
-def names(folder):
-    return sorted(path.name for path in folder.iterdir())
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv"])

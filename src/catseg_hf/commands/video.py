@@ -14,7 +14,7 @@ def add_parser(commands: argparse._SubParsersAction):
         "video",
         help="segment a video into classes named in words",
         description="Writes the video in the colours of its classes, with its audio, and the legend of the colours, "
-        "NAME_legend.png.",
+        "NAME_legend.png. HDR (PQ, HLG) becomes ordinary video, and times begin at 0.",
     )
     parser.set_defaults(run=run)
     parser.add_argument("video", metavar="VIDEO", help="file of any kind that FFmpeg reads")
@@ -40,11 +40,19 @@ def add_parser(commands: argparse._SubParsersAction):
 def run(arguments: argparse.Namespace) -> int:
     """Segments the video; returns the exit status."""
     from ..images.results import list_largest
-    from ..video import DamagedVideoError, VideoReader, check_video_output, legend_path, segment_video
+    from ..video import (
+        DamagedVideoError,
+        VideoReader,
+        check_audio_output,
+        check_video_output,
+        legend_path,
+        segment_video,
+    )
 
     try:
         check_video_output(arguments.output)
         with VideoReader(arguments.video) as video:
+            check_audio_output(video, arguments.output)
             segmenter, classes = load_model(arguments)
             summary = segment_video(
                 segmenter,

@@ -1,5 +1,6 @@
 """Segments videos: frame by frame, with probabilities averaged over time."""
 
+from .audio import check_audio_output
 from .files import VideoReader, VideoWriter, check_video_output
 from .segmentation import DamagedVideoError, FrameSegmenter, TemporalAverage, VideoSummary, legend_path, segment_video
 
@@ -11,6 +12,7 @@ __all__ = [
     "VideoReader",
     "VideoSummary",
     "VideoWriter",
+    "check_audio_output",
     "check_video_output",
     "legend_path",
     "segment_video",

@@ -1,4 +1,4 @@
-"""Reads and writes videos through PyAV: one frame at a time, and audio as it is."""
+"""Reads and writes videos through PyAV: one frame at a time in sRGB, and audio as it is."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -13,6 +13,10 @@ from transformers.utils import logging
 from typing_extensions import Self
 
 from ..errors import UserError
+from .audio import FORMATS, check_audio_output
+from .clock import Clock
+from .colors import BT709_TAGS, is_ordinary, srgb_pixels, unusual_color_tags
+from .file_sizes import stated_size
 
 
 try:
@@ -23,7 +27,6 @@ except ImportError:  # the extra "video"
 
 logger = logging.get_logger(__name__)
 
-FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
 # In the order of preference; the options ask for no visible loss.
 ENCODERS = {"libx264": {"crf": "18"}, "mpeg4": {"flags": "+qscale", "global_quality": "236"}}
 MPEG4_LARGEST_DENOMINATOR = 65535  # of a time base
@@ -32,7 +35,6 @@ STILL_FORMATS = ("image2", "_pipe", "tty")  # images and text, which FFmpeg play
 
 # Seconds by which a whole file may end before the duration that it states.
 MAX_SHORTFALL = 0.5
-MATROSKA_HEADER, MATROSKA_SEGMENT = b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,8 @@ class Frame:
     A frame of a video.
 
     Args:
-        image (`PIL.Image.Image`): Its pixels in RGB, upright.
-        pts (`int`): When it is shown, in units of [`VideoReader`]'s `time_base`.
+        image (`PIL.Image.Image`): Its pixels in sRGB, upright.
+        pts (`int`): When it is shown, in units of [`VideoReader`]'s `time_base`, after the first stream begins.
         duration (`int`): For how long, in the same units.
     """
 
@@ -100,6 +102,8 @@ class VideoReader:
         orientation ([`Orientation`]): How they are turned.
         time_base (`Fraction`): The unit of their times, in seconds.
         rate (`Fraction`): Frames per second, on average.
+        color_tags (`dict[str, int]`): How frames are written: as in the file for ordinary video, as BT.709 for HDR and
+            wide gamuts.
         num_frames (`int`, *optional*): How many there should be, as far as the file tells.
         stream (`av.VideoStream`), audio_streams (`tuple[av.AudioStream]`): The streams, without audio of a kind that
             FFmpeg does not know.
@@ -114,14 +118,22 @@ class VideoReader:
         self.path = Path(path)
         self._open()
         with self.container:
-            first = next(self._decode(lambda packet: None), None)
+            first = next(self._decode(lambda packet: None, None), None)
+            starts = [(stream.start_time, stream.time_base) for stream in self.audio_streams]
         if first is None:
             raise UserError(f"No frame of the video {str(path)!r} could be read: it is damaged, or ends too early.")
         self.width, self.height = first.width, first.height
         matrix = first.side_data.get("DISPLAYMATRIX")
         self.orientation = Orientation(tuple(np.frombuffer(matrix, np.int32).tolist())) if matrix else NOT_TURNED
-        # Frames in RGB are written in another colour space.
-        self.color_tags = {} if first.format.is_rgb else {name: getattr(first, name) for name in COLOR_TAGS}
+        # A header may say another start of the video than its first frame.
+        starts.append((first.pts, self.time_base))
+        self._start = min((start * unit for start, unit in starts if start is not None), default=Fraction(0))
+        if not is_ordinary(first):
+            self.color_tags = BT709_TAGS
+        elif first.format.is_rgb:  # written in another colour space
+            self.color_tags = {}
+        else:
+            self.color_tags = {name: getattr(first, name) for name in COLOR_TAGS}
         self._open()
 
     def __enter__(self) -> Self:
@@ -137,33 +149,49 @@ class VideoReader:
         """
         usual_duration = max(1, round(1 / (self.rate * self.time_base)))
         end = pts = None
-        for frame in self._decode(copy_audio):
+        for frame in self._decode(copy_audio, Clock(self._start, self._may_jump)):
             if frame.pts is None or (pts is not None and frame.pts <= pts):
                 pts = end or 0  # the file gives no times, or they go back
             else:
                 pts = frame.pts
             duration = frame.duration or usual_duration
             end = pts + duration
-            pixels = frame.to_ndarray(format="rgb24", width=self.width, height=self.height)
+            if tags := unusual_color_tags(frame):
+                codes = ", ".join(f"{name} {code}" for name, code in tags.items())
+                logger.warning_once(
+                    f"{str(self.path)!r} has colours that cannot be converted to sRGB ({codes} of ITU-T H.273): it is "
+                    "segmented and written as if it were ordinary video. Convert it to BT.709 first."
+                )
+            pixels = srgb_pixels(frame, self.width, self.height)
             yield Frame(Image.fromarray(self.orientation.upright(pixels)), pts, duration)
 
     def is_whole(self) -> bool:
         """Whether everything was read that the file should have, once [`~VideoReader.read_frames`] is through."""
-        start = Fraction(self.container.start_time or 0, av.time_base)
-        return (
-            not self._num_unreadable
-            and self._num_packets >= self.stream.frames
-            and self._end >= start + self._duration - MAX_SHORTFALL
-            and self.path.stat().st_size >= matroska_size(self.path)
-        )
+        size = stated_size(self.path, self.container.format.name)
+        if size is None:
+            # Formats, and programs, take the duration for that of the streams or for the time of their end.
+            start = min(0, Fraction(self.container.start_time or 0, av.time_base))
+            reaches_end = self._end >= start + self._duration - MAX_SHORTFALL
+        else:
+            reaches_end = self.path.stat().st_size >= size
+        return reaches_end and not self._num_unreadable
+
+    def open_container(self) -> "av.container.InputContainer":
+        """
+        The file, from its first packet.
+
+        Raises:
+            UserError: If it cannot be read.
+        """
+        try:
+            # An absolute path is never taken for a protocol.
+            return av.open(os.fspath(self.path.absolute()), metadata_errors="replace")
+        except av.FFmpegError as error:
+            raise UserError(f"The video {str(self.path)!r} could not be read: {error.strerror}.") from error
 
     def _open(self):
         """Begins at the first packet."""
-        try:
-            # An absolute path is never taken for a protocol.
-            self.container = av.open(os.fspath(self.path.absolute()), metadata_errors="replace")
-        except av.FFmpegError as error:
-            raise UserError(f"The video {str(self.path)!r} could not be read: {error.strerror}.") from error
+        self.container = self.open_container()
         self.stream = self._find_video()
         all_audio = self.container.streams.audio
         self.audio_streams = tuple(stream for stream in all_audio if stream.codec_context is not None)
@@ -173,7 +201,8 @@ class VideoReader:
         self.rate = self.stream.average_rate or self.stream.guessed_rate or Fraction(25)
         self._duration = Fraction(self.container.duration or 0, av.time_base)
         self.num_frames = self.stream.frames or round(self._duration * self.rate) or None
-        self._num_packets, self._num_unreadable, self._end = 0, 0, Fraction(0)
+        self._may_jump = bool(self.container.format.flags & av.format.Flags.ts_discont.value)
+        self._num_unreadable, self._end = 0, Fraction(0)
 
     def _find_video(self) -> "av.VideoStream":
         if not any(name in self.container.format.name for name in STILL_FORMATS):
@@ -184,12 +213,12 @@ class VideoReader:
         self.container.close()
         raise UserError(f"{str(self.path)!r} has no video that can be decoded: name a file with one.")
 
-    def _decode(self, copy_audio: "Callable[[av.Packet], Any]") -> "Iterator[av.VideoFrame]":
+    def _decode(self, copy_audio: "Callable[[av.Packet], Any]", clock: Clock | None) -> "Iterator[av.VideoFrame]":
         """The frames that can be read, as they are stored."""
-        for packet in self._read_packets():
+        for packet in self._read_packets(clock):
             if packet is not None and packet.stream in self.audio_streams:
                 copy_audio(packet)
-            elif packet is None or packet.stream is self.stream:
+            else:
                 try:
                     frames = self.stream.decode(packet)
                 except av.FFmpegError:
@@ -198,17 +227,19 @@ class VideoReader:
                 self._num_unreadable += sum(frame.is_corrupt for frame in frames)
                 yield from (frame for frame in frames if not frame.is_corrupt)
 
-    def _read_packets(self) -> "Iterator[av.Packet | None]":
-        """The packets of all streams that can be read, and `None` at the end."""
+    def _read_packets(self, clock: Clock | None) -> "Iterator[av.Packet | None]":
+        """The packets of video and audio that can be read, and `None` at the end."""
         try:
             for packet in self.container.demux():
                 if packet.is_corrupt:
                     self._num_unreadable += 1
                 elif packet.size:
-                    self._num_packets += packet.stream is self.stream
                     if packet.pts is not None:
                         self._end = max(self._end, (packet.pts + (packet.duration or 0)) * packet.time_base)
-                    yield packet
+                    if packet.stream is self.stream or packet.stream in self.audio_streams:
+                        if clock is not None:
+                            clock.set_times(packet)
+                        yield packet
         except av.FFmpegError:
             self._num_unreadable += 1
         yield None
@@ -224,10 +255,11 @@ class VideoWriter:
         video ([`VideoReader`]): The video whose size, orientation, times, colours and audio streams it has.
 
     Raises:
-        UserError: If the format cannot hold the audio.
+        UserError: If the format cannot hold the audio. Nothing is written then.
     """
 
     def __init__(self, path: Path, output: Path, video: VideoReader):
+        check_audio_output(video, output)
         self.output, self.video = output, video
         encoder = next(name for name in ENCODERS if name in av.codecs_available)
         time_base = video.time_base
@@ -258,6 +290,7 @@ class VideoWriter:
         try:
             if kind is None:
                 self._run(lambda: self.container.mux(self.stream.encode(None)))
+                self._run(self.container.close)
         finally:
             self.container.close()
 
@@ -278,13 +311,7 @@ class VideoWriter:
         self._run(lambda: self.container.mux(packet))
 
     def _copy_stream(self, stream: "av.AudioStream") -> "av.AudioStream":
-        try:
-            copy = self.container.add_stream_from_template(stream)
-        except ValueError as error:
-            raise UserError(
-                f"{str(self.output)!r} cannot hold the audio of {str(self.video.path)!r} ({stream.name}): name an "
-                "output with another suffix, or convert the audio first."
-            ) from error
+        copy = self.container.add_stream_from_template(stream)
         copy.metadata.update(stream.metadata)
         copy.disposition = stream.disposition
         return copy
@@ -312,22 +339,3 @@ def check_video_output(path: str | os.PathLike):
         raise UserError(f"The output {str(path)!r} exists already: name another file, or remove it.")
     if not path.parent.is_dir():
         raise UserError(f"The output's folder {str(path.parent)!r} does not exist: make it, or name another one.")
-
-
-def matroska_size(path: Path) -> int:
-    """The bytes that a Matroska file says it has; 0 if it does not, and for files of another kind."""
-    end = 0
-    with open(path, "rb") as file:
-        for element in (MATROSKA_HEADER, MATROSKA_SEGMENT):
-            file.seek(end)
-            start = file.read(len(element) + 1)
-            if not start.startswith(element) or start == element:
-                return 0
-            # The zeros before the first one say how many bytes follow for the size.
-            num_bytes = 9 - start[-1].bit_length()
-            limit = 1 << 7 * num_bytes
-            size = int.from_bytes(start[-1:] + file.read(num_bytes - 1), "big") - limit
-            if size == limit - 1:  # unknown
-                return 0
-            end = file.tell() + size
-    return end
