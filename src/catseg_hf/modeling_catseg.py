@@ -35,7 +35,13 @@ from .configuration_catseg import CATSegConfig
 from .docstrings_catseg import MODEL_FORWARD, SEMANTIC_SEGMENTATION_FORWARD, documented
 from .errors import first_line
 from .modeling_catseg_aggregation import CATSegAggregator, CATSegAggregatorLayer, CATSegClassBlock
-from .modeling_catseg_cost_volume import cost_volume, cut_classes, dense_image_features, restore_classes
+from .modeling_catseg_cost_volume import (
+    cost_volume,
+    cut_classes,
+    dense_image_features,
+    restore_classes,
+    unused_parameters,
+)
 from .modeling_catseg_decoder import CATSegDecoder
 from .modeling_catseg_loss import CATSegLoss
 from .modeling_catseg_vocabulary import CATSegVocabulary, CATSegVocabularyMixin
@@ -270,13 +276,16 @@ class CATSegForSemanticSegmentation(CATSegPreTrainedModel):
         Args:
             mode (`"attention"`, `"full"` or `"none"`, *optional*, defaults to `"attention"`):
                 `"attention"` trains the query and value projection weights of every attention block of both towers, as
-                published; `"full"` all of CLIP; `"none"` nothing of it.
+                published; `"full"` all of CLIP; `"none"` nothing of it. What no gradient reaches, the last vision
+                block's queries among it, is trained by none of them: several processes would wait for it.
         """
         if mode not in ("attention", "full", "none"):
             raise ValueError(f"`mode` must be 'attention', 'full' or 'none' (what of CLIP is trained), got {mode!r}.")
+        unused = unused_parameters(self.clip)
         for name, parameter in self.clip.named_parameters():
             is_query_or_value = name.endswith(("self_attn.q_proj.weight", "self_attn.v_proj.weight"))
-            parameter.requires_grad_(mode == "full" or (mode == "attention" and is_query_or_value))
+            is_chosen = mode == "full" or (mode == "attention" and is_query_or_value)
+            parameter.requires_grad_(is_chosen and parameter not in unused)
 
     @documented(SEMANTIC_SEGMENTATION_FORWARD)
     @can_return_tuple

@@ -60,6 +60,13 @@ def dense_image_features(
     return image_embeds.unflatten(1, grid), tuple(guidance_states)
 
 
+def unused_parameters(clip: CLIPModel) -> set[torch.Tensor]:
+    """Those of CLIP that no feature depends on, and no gradient reaches: the temperature, and queries and keys of the
+    last vision block, which attends to nothing."""
+    last_attention = clip.vision_model.encoder.layers[-1].self_attn
+    return {clip.logit_scale, *last_attention.q_proj.parameters(), *last_attention.k_proj.parameters()}
+
+
 def cost_volume(image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:
     """
     Cosine similarity of every position with every prompt (section 3.2, equation 1).

@@ -179,7 +179,7 @@ def test_a_gradient_reaches_all_that_is_trained(mode, num_classes, checkpoint):
                 seen.add(name)
         optimizer.step()
     assert seen == trained
-    assert bool(chosen - trained) == (mode in ("attention", "full") or num_classes == 300)
+    assert bool(chosen - trained) == (num_classes == 300)
 
 
 def test_merged_state_dict_equals_pefts_merging(checkpoint):

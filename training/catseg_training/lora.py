@@ -9,6 +9,7 @@ from torch import nn
 
 from catseg_hf import CATSegForSemanticSegmentation
 from catseg_hf.errors import UserError
+from catseg_hf.modeling_catseg_cost_volume import unused_parameters
 
 
 if TYPE_CHECKING:
@@ -38,12 +39,11 @@ def add_lora(model: CATSegForSemanticSegmentation, rank: int) -> "PeftModel":
         from peft import LoraConfig, get_peft_model
     except ImportError:
         raise UserError("--lora_rank needs peft: install it (pip install peft).") from None
-    last_block = len(model.clip.vision_model.encoder.layers) - 1
-    unused = f"vision_model.encoder.layers.{last_block}.self_attn.q_proj"
+    unused = unused_parameters(model.clip)
     projections = [
         name
-        for name, _ in model.named_modules()
-        if name.endswith(("self_attn.q_proj", "self_attn.v_proj")) and not name.endswith(unused)
+        for name, module in model.named_modules()
+        if name.endswith(("self_attn.q_proj", "self_attn.v_proj")) and module.weight not in unused
     ]
     config = LoraConfig(r=rank, lora_alpha=rank, target_modules=projections, modules_to_save=["aggregator", "decoder"])
     return get_peft_model(model, config)

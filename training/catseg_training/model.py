@@ -202,20 +202,18 @@ def recompute_activations(model: CATSegForSemanticSegmentation, gradient_checkpo
 
 def freeze_unused(model: nn.Module, config: CATSegConfig, num_classes: int):
     """
-    Freezes what no gradient can reach, so that processes need not look for it in every step: the queries and keys of
-    the last vision block, CLIP's temperature, and the padding tokens where there are classes enough.
+    Freezes what [`~CATSegForSemanticSegmentation.freeze_clip`] leaves and no gradient can change: the padding tokens,
+    where there are classes enough.
 
     Args:
         model (`nn.Module`): The model, with what is trained chosen.
         config ([`CATSegConfig`]): Its configuration.
         num_classes (`int`): How many classes it is trained with at a time.
     """
-    last_block = f"vision_model.encoder.layers.{config.clip_config.vision_config.num_hidden_layers - 1}."
-    unused = [f"{last_block}self_attn.q_proj", f"{last_block}self_attn.k_proj", "clip.logit_scale"]
-    if num_classes >= config.num_class_tokens:
-        unused += ["block.padding_token", "block.padding_guidance"]
+    if num_classes < config.num_class_tokens:
+        return
     for name, parameter in model.named_parameters():
-        if any(part in name for part in unused):
+        if "block.padding_token" in name or "block.padding_guidance" in name:
             parameter.requires_grad_(False)
 
 

@@ -13,6 +13,9 @@ from ..data.examples import encoded_image, stored_ids
 from .context_annotations import read_annotations
 
 
+HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+
+
 def read_label_ids(label_format: str, path: Path, name: str) -> np.ndarray:
     """
     Stored ids of an image's label map.
@@ -58,12 +61,23 @@ def _read_matlab(path: Path, name: str) -> np.ndarray:
     except KeyError:
         raise UserError(f"{path} has no matrix LabelMap: it is not a label of PASCAL Context.") from None
     except Exception as error:  # scipy raises all kinds for damaged files
+        if _is_hdf5(path):
+            raise UserError(
+                f"{path} is a file of MATLAB v7.3 (HDF5), but formats up to v7 are read: load it in MATLAB and save it "
+                "again by save(NAME, 'LabelMap', '-v7')."
+            ) from None
         raise UserError(
             f"{path} is truncated, damaged or no .mat file: fetch it again ({error or type(error).__name__})."
         ) from None
     if label.ndim != 2 or label.dtype.kind not in "iu":
         raise UserError(f"{path} has a LabelMap of type {label.dtype} and {label.ndim} axes, but needs integers, 2.")
     return label
+
+
+def _is_hdf5(path: Path) -> bool:
+    """Also behind the header of 512 bytes that MATLAB puts before it."""
+    with path.open("rb") as file:
+        return HDF5_SIGNATURE in (file.read(8), file.read(512)[-8:])
 
 
 def _read_context_json(path: Path, name: str) -> np.ndarray:
