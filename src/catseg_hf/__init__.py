@@ -4,11 +4,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .version import __version__  # noqa: F401
+
 
 EMBEDDED_MODEL = str(Path(__file__).with_name("embedded_model"))
 """Folder of a small checkpoint for scenes of emoji. Its `words.json` says which words it was shown masks of."""
-
-__version__ = "0.1.0"
 
 # The console script answers `--help` and wrong arguments without torch and transformers, whose import takes seconds:
 # there alone, everything else is imported when it is asked for.

@@ -11,9 +11,9 @@ import gc
 import sys
 from collections.abc import Sequence
 
-from . import __version__
 from .commands import convert, export, segment, video
 from .errors import UserError, printable
+from .version import __version__
 
 
 COMMANDS = (segment, video, convert, export)

@@ -12,11 +12,11 @@ from filelock import SoftFileLock, Timeout
 from huggingface_hub import HfFileMetadata, cached_assets_path, constants
 from huggingface_hub.utils import WeakFileLock
 
-from .. import __version__
 from ..conversion import CONVERTER_VERSION, TOKENIZER
 from ..errors import UserError, did_you_mean, first_line
 from ..utils.files import INCOMPLETE, explained_write_errors, nearest_folder
 from ..utils.processes import speaks_for_all
+from ..version import __version__
 from .released_weights import (
     APPROXIMATE_BYTES,
     RELEASE,
