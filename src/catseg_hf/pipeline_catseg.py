@@ -271,9 +271,9 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         if labels is None:
             labels = self.model.config.label_names
             if prompt_templates is not None:
-                input_ids = self._encode_vocabulary(labels, prompt_templates)
+                input_ids = self.encode_vocabulary(labels, prompt_templates)
         else:
-            input_ids = self._encode_vocabulary(labels, prompt_templates)
+            input_ids = self.encode_vocabulary(labels, prompt_templates)
         outputs = self.model(
             **model_inputs,
             input_ids=input_ids,
@@ -331,8 +331,10 @@ class OpenVocabularySegmentationPipeline(Pipeline):
             maps["probabilities"] = model_outputs["probabilities"][0]
         return {"segments": segments, **maps} if maps else segments
 
-    def _encode_vocabulary(self, labels: list[str], prompt_templates: str | list[str] | None) -> torch.LongTensor:
-        """Token ids of shape (T, P, L) of the labels' prompts."""
+    def encode_vocabulary(
+        self, labels: list[str], prompt_templates: str | list[str] | None = None
+    ) -> torch.LongTensor:
+        """[`CATSegProcessor.encode_vocabulary`] of labels, of shape (T, P, L), in any of several threads."""
         processor = self.processor
         if prompt_templates is not None:
             processor = type(processor)(processor.image_processor, processor.tokenizer, prompt_templates)
