@@ -18,10 +18,11 @@ from catseg_app.downloads import python_code, summarize, write_files
 from catseg_app.drawing import annotations, displayed, heat_map, heat_scale, overlay, to_image_pixel
 from catseg_app.labels import format_labels, parse_classes
 from catseg_app.segmentation import EMBEDDED, Segmentation, find_model, load_model, read_image, segment, top_labels
-from catseg_hf import VOCABULARIES, load_vocabulary
+from catseg_hf import VOCABULARIES, OpenVocabularySegmentationPipeline, load_vocabulary
 from catseg_hf.commands.model_options import MODEL_HELP
 from catseg_hf.errors import UserError
 from catseg_hf.hub.released_weights import VARIANTS
+from catseg_hf.repeated_prompts_catseg import describe_repeated_prompts
 
 
 HERE = Path(__file__).resolve().parent
@@ -104,6 +105,7 @@ def build_app(models: Sequence[str] = (), sams: Sequence[str] = ()) -> gr.Blocks
             gr.Info(f"The file has {frames} frames: the first one is segmented.")
         progress(0.1, "Loading the model")
         segmenter = load_model(find_model(model, models))
+        warn_of_repeated_prompts(segmenter, classes.words)
         progress(0.3, f"Segmenting into {len(classes.names)} classes")
         sam = find_model(sam, sams) if sam else None
         result = segment(segmenter, image, classes, threshold, sliding_window, sam)
@@ -232,6 +234,11 @@ def check(result: Segmentation | None) -> Segmentation:
     return result
 
 
+def warn_of_repeated_prompts(segmenter: OpenVocabularySegmentationPipeline, labels: list[str]):
+    if message := describe_repeated_prompts(labels, segmenter.encode_vocabulary(labels)):
+        gr.Warning(message)
+
+
 def annotated(result: Segmentation, opacity: float, alone: int | None = None) -> gr.AnnotatedImage:
     image, masks, colors = annotations(result, opacity, alone)
     return gr.AnnotatedImage(value=(image, masks), color_map=colors)
@@ -279,7 +286,9 @@ def draw_heat_map(result: Segmentation | None, label: str) -> Image.Image:
 def compare_labels(result: Segmentation | None, labels: str, opacity: float) -> list[gr.AnnotatedImage]:
     segmenter = load_model(check(result).model)
     settings = result.threshold, result.sliding_window, result.sam
-    other = segment(segmenter, result.image, parse_classes(labels), *settings)
+    classes = parse_classes(labels)
+    warn_of_repeated_prompts(segmenter, classes.words)
+    other = segment(segmenter, result.image, classes, *settings)
     return [annotated(result, opacity), annotated(other, opacity)]
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from .argument_checks_catseg import check_input_ids, check_labels_of_vocabulary, check_text_embeds
 from .configuration_catseg import CATSegConfig
 from .modeling_catseg_text import KeptTextEmbeds, longest_prompt, text_features
+from .repeated_prompts_catseg import warn_of_repeated_prompts
 from .tracing_catseg import traces_one_graph
 
 
@@ -58,7 +59,8 @@ class CATSegVocabularyMixin:
 
     def set_vocabulary(self, labels: Sequence[str], input_ids: torch.LongTensor):
         """
-        Makes `labels` the classes that are segmented when no others are given, and that `save_pretrained` saves.
+        Makes `labels` the classes that are segmented when no others are given, and that `save_pretrained` saves. Warns
+        once of labels whose prompts are the same.
 
         Args:
             labels (`Sequence[str]`): The `num_classes` names, all different; they become `config.id2label`.
@@ -72,6 +74,7 @@ class CATSegVocabularyMixin:
         labels, input_ids = list(labels), self._to_text_tower(input_ids)
         check_labels_of_vocabulary(labels, input_ids.shape[0])
         longest_prompt(self.clip, input_ids.flatten(0, 1))
+        warn_of_repeated_prompts(labels, input_ids)
         self.vocabulary.replace(labels, input_ids)
         self.config.id2label = dict(enumerate(labels))
         self.config.label2id = {label: index for index, label in enumerate(labels)}

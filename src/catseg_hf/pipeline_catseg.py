@@ -288,7 +288,7 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         input_ids = None
         if classes is not None or prompt_templates is not None:
             classes = classes or read_classes(self.model.config.label_names)
-            input_ids = self._encode_vocabulary(classes.words, prompt_templates)
+            input_ids = self.encode_vocabulary(classes.words, prompt_templates)
         outputs = self.model(
             **model_inputs,
             input_ids=input_ids,
@@ -352,8 +352,10 @@ class OpenVocabularySegmentationPipeline(Pipeline):
             maps["probabilities"] = model_outputs["probabilities"][0]
         return {"segments": segments, **maps} if maps else segments
 
-    def _encode_vocabulary(self, labels: list[str], prompt_templates: str | list[str] | None) -> torch.LongTensor:
-        """Token ids of shape (T, P, L) of the labels' prompts."""
+    def encode_vocabulary(
+        self, labels: list[str], prompt_templates: str | list[str] | None = None
+    ) -> torch.LongTensor:
+        """[`CATSegProcessor.encode_vocabulary`] of labels, of shape (T, P, L), in any of several threads."""
         processor = self.processor
         if prompt_templates is not None:
             processor = type(processor)(processor.image_processor, processor.tokenizer, prompt_templates)

@@ -13,6 +13,7 @@ from .class_words_catseg import BAR, split_labels
 from .errors import UserError, first_line
 from .image_processing_catseg import CATSegImageProcessorKwargs
 from .remote_code_catseg import PROCESSOR_AUTO_MAP
+from .repeated_prompts_catseg import warn_of_repeated_prompts
 
 
 DEFAULT_PROMPT_TEMPLATES = ["A photo of a {} in the scene"]
@@ -142,7 +143,8 @@ class CATSegProcessor(ProcessorMixin):
         self, labels: str | list[str], padding: bool | str = True, max_length: int | None = None
     ) -> torch.LongTensor:
         """
-        Tokenises every label in every prompt template.
+        Tokenises every label in every prompt template. Warns once of labels whose prompts are the same, as those of
+        "snow" and "Snow" are.
 
         Args:
             labels (`str` or `list[str]`):
@@ -185,7 +187,9 @@ class CATSegProcessor(ProcessorMixin):
         input_ids = torch.full((len(prompts), length), pad_token_id)
         for row, ids in zip(input_ids, token_ids, strict=True):
             row[: len(ids)] = torch.tensor(ids)
-        return input_ids.view(len(labels), len(self.prompt_templates), -1)
+        input_ids = input_ids.view(len(labels), len(self.prompt_templates), -1)
+        warn_of_repeated_prompts(labels, input_ids)
+        return input_ids
 
     def post_process_semantic_segmentation(self, *args: Any, **kwargs: Any) -> list:
         """See [`CATSegImageProcessorPil.post_process_semantic_segmentation`]."""

@@ -406,6 +406,22 @@ def test_messages(visitor, tmp_path):
     assert visitor.segment("snow, water")["segments"]
 
 
+def test_labels_with_the_same_prompt_are_told(visitor, result, monkeypatch):
+    from app import compare_labels
+
+    messages = []
+    monkeypatch.setattr("gradio.Warning", messages.append)
+    visitor.segment("snow, water")
+    compare_labels(result, "snow, ice", 0.6)
+    assert messages == []
+    visitor.segment("snow, Snow, water")
+    compare_labels(result, "Ice, ice", 0.6)
+    assert [message.split(".")[0] for message in messages] == [
+        "Labels have the same prompt: 'snow' and 'Snow'",
+        "Labels have the same prompt: 'Ice' and 'ice'",
+    ]
+
+
 def test_animations_and_cancelled_requests_leave_the_app_running(visitor, tmp_path):
     from gradio_client import handle_file
 
