@@ -7,6 +7,7 @@ from pathlib import Path
 
 import huggingface_hub.file_download
 import pytest
+import transformers.utils.hub
 from huggingface_hub import constants
 
 from catseg_testing.hub_server import HubServer
@@ -38,6 +39,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[HubServe
 def set_endpoint(monkeypatch: pytest.MonkeyPatch, url: str):
     monkeypatch.setattr(constants, "ENDPOINT", url)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + URL)
+    monkeypatch.setattr(transformers.utils.hub, "_hf_api", None, raising=False)  # keeps the endpoint of its first use
 
 
 def environment_of(hub: HubServer, home: Path) -> dict[str, str]:

@@ -16,6 +16,7 @@ from huggingface_hub import constants
 import catseg_hf
 from catseg_hf.conversion import TOKENIZER as TOKENIZER_NAME
 from catseg_hf.conversion import converter
+from catseg_hf.conversion.openai_tokenizer import load_tokenizer
 from catseg_hf.errors import UserError
 from catseg_hf.hub import pretrained as module
 from catseg_hf.loading import load_segmenter, names, resolve_model
@@ -186,6 +187,15 @@ def test_no_tokenizer(hub, conversions):
     with pytest.raises(UserError, match=f"tokenizer too, {TOKENIZER_NAME}"):
         catseg_hf.pretrained("base")
     assert downloads(hub) == 0
+
+
+def test_the_tokenizer_does_not_depend_on_where_it_comes_from(hub, monkeypatch, tmp_path):
+    saved = []
+    for source, is_offline in ((TOKENIZER_NAME, False), (TOKENIZER_NAME, True), (str(TOKENIZER), True)):
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", is_offline)
+        load_tokenizer(source).save_pretrained(tmp_path / str(len(saved)))
+        saved.append({path.name: path.read_bytes() for path in (tmp_path / str(len(saved))).iterdir()})
+    assert saved[0] == saved[1] == saved[2]
 
 
 def test_rests_of_killed_runs_are_cleared(hub, conversions):

@@ -13,6 +13,8 @@ from ..errors import UserError, first_line
 CONTEXT_LENGTH = 77
 # OpenAI's file has more merges than CLIP uses.
 NUM_MERGES = 49152 - 256 - 2
+# What transformers would save with a tokenizer although it is of this machine.
+HOW_IT_WAS_LOADED = ("is_local", "local_files_only")
 
 
 def load_tokenizer(source: str) -> CLIPTokenizer:
@@ -31,12 +33,15 @@ def load_tokenizer(source: str) -> CLIPTokenizer:
     if path.is_dir() and not (path / "tokenizer_config.json").exists() and not (path / "tokenizer.json").exists():
         raise UserError(f"The folder {source} holds no tokenizer (no tokenizer.json).")
     try:
-        return AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source)
     except Exception as error:  # anything from a missing network to a damaged file
         raise UserError(
             f"Could not load the tokenizer {source!r}: give a model on the Hub, a folder, or OpenAI's "
             f"bpe_simple_vocab_16e6.txt.gz to --tokenizer ({first_line(error)})"
         ) from None
+    for name in HOW_IT_WAS_LOADED:
+        tokenizer.init_kwargs.pop(name, None)
+    return tokenizer
 
 
 def tokenizer_from_merges(path: Path) -> CLIPTokenizer:

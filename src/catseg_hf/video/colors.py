@@ -61,7 +61,8 @@ def unusual_color_tags(frame: "av.VideoFrame") -> dict[str, int]:
 def srgb_pixels(frame: "av.VideoFrame", width: int, height: int) -> np.ndarray:
     """
     Args:
-        frame (`av.VideoFrame`): A frame, whose tags say what its values mean.
+        frame (`av.VideoFrame`): A frame, whose tags say what its values mean; its matrix is set where it has none that
+            FFmpeg knows.
         width (`int`), height (`int`): The size that it is given.
 
     Returns:
@@ -69,12 +70,14 @@ def srgb_pixels(frame: "av.VideoFrame", width: int, height: int) -> np.ndarray:
     """
     unusual = unusual_color_tags(frame)
     if unusual or is_ordinary(frame):
-        matrix = BT709 if "matrix" in unusual else None
-        return frame.to_ndarray(format="rgb24", width=width, height=height, src_colorspace=matrix)
+        if "matrix" in unusual:
+            frame.colorspace = BT709
+        return frame.to_ndarray(format="rgb24", width=width, height=height)
     is_hdr = frame.color_trc in (PQ, HLG)
     primaries = BT2020 if is_hdr and frame.color_primaries == UNSPECIFIED else frame.color_primaries
-    matrix = BT2020 if frame.colorspace == UNSPECIFIED and primaries == BT2020 else None
-    signal = frame.to_ndarray(format="rgb48le", width=width, height=height, src_colorspace=matrix)
+    if frame.colorspace == UNSPECIFIED and primaries == BT2020:
+        frame.colorspace = BT2020
+    signal = frame.to_ndarray(format="rgb48le", width=width, height=height)
     pixels = np.empty(signal.shape, np.uint8)
     for top in range(0, height, BAND):
         band = slice(top, top + BAND)
