@@ -16,7 +16,7 @@ from PIL import Image
 
 from catseg_app.downloads import python_code, summarize, write_files
 from catseg_app.drawing import annotations, displayed, heat_map, heat_scale, overlay, to_image_pixel
-from catseg_app.labels import format_labels, parse_labels
+from catseg_app.labels import format_labels, parse_classes
 from catseg_app.segmentation import EMBEDDED, Segmentation, find_model, load_model, read_image, segment, top_labels
 from catseg_hf import VOCABULARIES, load_vocabulary
 from catseg_hf.commands.model_options import MODEL_HELP
@@ -31,6 +31,7 @@ Segments an image into any classes that you name in words. The model that comes 
 emoji only: for photographs, choose *base* or *large* under *Settings*, which are downloaded and converted when they
 are first used, or type the Hub id of another checkpoint.
 """
+LABELS_INFO = "Separated by commas, or one per line; bars between several words for one: sofa|couch."
 EXAMPLES = {
     "scene.png": "balloon, broccoli, corn, snow, water, zebra",
     "examples/rocket.jpg": "bicycle, car, duck, flamingo, rocket, snow, telephone",
@@ -92,19 +93,20 @@ def build_app(models: Sequence[str] = (), sams: Sequence[str] = ()) -> gr.Blocks
         threshold: float,
         sliding_window: bool,
         sam: str,
+        background: str,
         progress: gr.Progress = gr.Progress(),
     ) -> tuple[Segmentation, dict[str, Any]]:
         if image is None:
             raise UserError("There is no image yet: upload one, paste one, or pick an example.")
-        labels = parse_labels(labels)
+        classes = parse_classes(labels, background)
         image, frames = read_image(image)
         if frames > 1:
             gr.Info(f"The file has {frames} frames: the first one is segmented.")
         progress(0.1, "Loading the model")
         segmenter = load_model(find_model(model, models))
-        progress(0.3, f"Segmenting into {len(labels)} classes")
+        progress(0.3, f"Segmenting into {len(classes.names)} classes")
         sam = find_model(sam, sams) if sam else None
-        result = segment(segmenter, image, labels, threshold, sliding_window, sam)
+        result = segment(segmenter, image, classes, threshold, sliding_window, sam)
         return result, summarize(result)
 
     with gr.Blocks(title="CAT-Seg", analytics_enabled=False, delete_cache=(HOUR, HOUR)) as app:
@@ -121,9 +123,7 @@ def build_app(models: Sequence[str] = (), sams: Sequence[str] = ()) -> gr.Blocks
                 )
                 # The library reads the file, and says what is wrong with it.
                 image.preprocess = lambda uploaded: uploaded and uploaded.path
-                labels = gr.Textbox(
-                    label="Classes", info="Separated by commas, or one per line.", lines=3, max_lines=8
-                )
+                labels = gr.Textbox(label="Classes", info=LABELS_INFO, lines=3, max_lines=8)
                 preset = gr.Dropdown(["", *VOCABULARIES], label="Preset", value="")
                 with gr.Row():
                     run = gr.Button("Segment", variant="primary", min_width=120)
@@ -135,6 +135,9 @@ def build_app(models: Sequence[str] = (), sams: Sequence[str] = ()) -> gr.Blocks
                         label="Model",
                         info="From the list, or a Hub id.",
                         allow_custom_value=True,
+                    )
+                    background = gr.Textbox(
+                        "", label="Background", info="What else there is: its pixels stay unlabelled.", lines=1
                     )
                     threshold = gr.Slider(
                         0, 1, 0, step=0.01, label="Threshold", info="Less probable pixels stay unlabelled."
@@ -184,7 +187,7 @@ def build_app(models: Sequence[str] = (), sams: Sequence[str] = ()) -> gr.Blocks
         segmented = gr.on(
             [run.click, labels.submit],
             segment_image,
-            [image, labels, model, threshold, sliding_window, sam],
+            [image, labels, model, threshold, sliding_window, sam, background],
             [result, summary],
             show_progress_on=segmentation,
             api_name="segment",
@@ -276,7 +279,7 @@ def draw_heat_map(result: Segmentation | None, label: str) -> Image.Image:
 def compare_labels(result: Segmentation | None, labels: str, opacity: float) -> list[gr.AnnotatedImage]:
     segmenter = load_model(check(result).model)
     settings = result.threshold, result.sliding_window, result.sam
-    other = segment(segmenter, result.image, parse_labels(labels), *settings)
+    other = segment(segmenter, result.image, parse_classes(labels), *settings)
     return [annotated(result, opacity), annotated(other, opacity)]
 
 

@@ -14,6 +14,9 @@ from PIL import Image, ImageOps
 from tokenizers import Tokenizer
 
 
+NO_CLASS = 65535
+
+
 def read_image(path: Path, value_range: list[float] | None = None) -> Image.Image:
     """
     An image, upright, as RGB in 8 bits. Grey integers above 255 are those of 16 bits and floats up to 1 go to 1,
@@ -128,16 +131,30 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="folder that convert/export_catseg.py wrote")
     parser.add_argument("--image", type=Path, required=True, help="image to segment")
-    parser.add_argument("--labels", nargs="+", help="classes to look for (default: the model's own vocabulary)")
+    parser.add_argument(
+        "--labels",
+        nargs="+",
+        help="classes to look for, with bars between several words for one (default: the model's own vocabulary)",
+    )
+    parser.add_argument(
+        "--background", nargs="+", default=[], help="what else there is: its pixels get no class, 65535"
+    )
     parser.add_argument("--output", type=Path, default="segmentation.png", help="class indices (%(default)s)")
     arguments = parser.parse_args()
 
     segmenter = OnnxSegmenter(arguments.model)
-    labels = arguments.labels or segmenter.vocabulary
-    text_embeds = segmenter.encode(labels) if arguments.labels else segmenter.vocabulary_embeds
+    labels, text_embeds = segmenter.vocabulary, segmenter.vocabulary_embeds
+    classes = np.arange(len(labels), dtype=np.uint16)
+    if arguments.labels or arguments.background:
+        groups = [label.split("|") for label in arguments.labels or labels]
+        words = [word.strip() for group in groups for word in group] + arguments.background
+        labels = [group[0].strip() for group in groups]
+        classes = np.repeat(np.arange(len(groups) + 1), [*map(len, groups), len(arguments.background)])
+        classes = np.where(classes < len(groups), classes, NO_CLASS).astype(np.uint16)
+        text_embeds = segmenter.encode(words)
     image = read_image(arguments.image, segmenter.settings["value_range"])
-    segmentation = most_probable_class(segmenter.probabilities(image, text_embeds), image.size[::-1])
-    shares = np.bincount(segmentation.ravel(), minlength=len(labels)) / segmentation.size
+    segmentation = classes[most_probable_class(segmenter.probabilities(image, text_embeds), image.size[::-1])]
+    shares = np.bincount(segmentation.ravel(), minlength=len(labels))[: len(labels)] / segmentation.size
     for index in shares.argsort()[::-1]:
         if shares[index]:
             print(f"{labels[index]:>16}  {shares[index]:6.1%}")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from catseg_hf import EMBEDDED_MODEL, VOCABULARIES, load_vocabulary
+from catseg_hf.class_words_catseg import BAR
 from catseg_hf.hub.released_weights import VARIANTS
 from catseg_hf.images.results import draw_label_map
 from catseg_hf.visualization import draw_segmentation
@@ -23,6 +24,7 @@ def summarize(result: Segmentation) -> dict[str, Any]:
         "sliding_window": result.sliding_window,
         "sam": result.sam,
         "labels": result.labels,
+        **result.classes.described(),
         "segments": result.segments,
     }
 
@@ -46,11 +48,15 @@ def write_files(result: Segmentation, opacity: float, folder: Path) -> list[Path
 
 def python_code(result: Segmentation, opacity: float) -> str:
     """A program that segments `image.jpg` as it was segmented here and saves the overlay."""
+    classes = result.classes
+    given = [BAR.join(classes.words_of(index)) for index in range(len(classes.names))]
     presets = {name: parse_labels(format_labels(load_vocabulary(name))) for name in VOCABULARIES}
-    vocabulary = next((name for name, labels in presets.items() if labels == result.labels), None)
-    labels = (
-        json.dumps(result.labels, ensure_ascii=False) if vocabulary is None else f'load_vocabulary("{vocabulary}")'
-    )
+    vocabulary = next((name for name, names in presets.items() if names == given), None)
+    labels = _as_code(given) if vocabulary is None else f'load_vocabulary("{vocabulary}")'
+    background = ""
+    if classes.has_background:
+        background = f"\n    background_labels={_as_code(classes.words_of(-1))},"
+    names_of = "labels" if given == classes.names else '[label.split("|")[0] for label in labels]'
     model, names = json.dumps(result.model), []
     if result.model == EMBEDDED_MODEL:
         model, names = "EMBEDDED_MODEL", ["EMBEDDED_MODEL"]
@@ -75,12 +81,16 @@ image = open_image("image.jpg").convert("RGB")
 labels = {labels}
 result = segmenter(
     image,
-    candidate_labels=labels,
+    candidate_labels=labels,{background}
     threshold={result.threshold},
     sliding_window={result.sliding_window},{sam}
     return_segmentation_map=True,
 )
 for segment in result["segments"]:
     print(segment["label"], segment["score"])
-draw_segmentation(image, result["segmentation"], labels, opacity={opacity}).save("overlay.png")
+draw_segmentation(image, result["segmentation"], {names_of}, opacity={opacity}).save("overlay.png")
 """
+
+
+def _as_code(labels: list[str]) -> str:
+    return json.dumps(labels, ensure_ascii=False)

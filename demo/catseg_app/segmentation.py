@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from catseg_hf import EMBEDDED_MODEL
+from catseg_hf.class_words_catseg import ClassWords, read_classes
 from catseg_hf.errors import UserError
 from catseg_hf.image_io_catseg import open_image
 from catseg_hf.images.results import list_segments
@@ -34,7 +35,7 @@ class Segmentation:
     Attributes:
         image (`PIL.Image.Image`): In RGB, upright, in its full size.
         model (`str`): Name, folder or Hub id of the checkpoint.
-        labels (`list[str]`): Names of the classes, T.
+        classes ([`ClassWords`]): The classes, T, their words, and those of the background.
         threshold (`float`), sliding_window (`bool`), sam (`str` or `None`): As they were given.
         segmentation (`torch.ShortTensor` of shape (H, W)): Class of every pixel, -1 for none.
         segments (`list[dict]`): `index`, `label`, `area` (share in 0..1) and `score` (mean probability in 0..1) of
@@ -44,13 +45,18 @@ class Segmentation:
 
     image: Image.Image
     model: str
-    labels: list[str]
+    classes: ClassWords
     threshold: float
     sliding_window: bool
     sam: str | None
     segmentation: torch.Tensor
     segments: list[dict[str, Any]]
     probabilities: torch.Tensor
+
+    @property
+    def labels(self) -> list[str]:
+        """The names of the classes."""
+        return self.classes.names
 
 
 @lru_cache(maxsize=2)
@@ -109,7 +115,7 @@ def read_image(path: str | PathLike) -> tuple[Image.Image, int]:
 def segment(
     segmenter: OpenVocabularySegmentationPipeline,
     image: Image.Image,
-    labels: list[str],
+    classes: list[str] | ClassWords,
     threshold: float = 0.0,
     sliding_window: bool = False,
     sam: str | None = None,
@@ -120,7 +126,7 @@ def segment(
     Args:
         segmenter ([`OpenVocabularySegmentationPipeline`]): The pipeline.
         image (`PIL.Image.Image`): The image, of any mode.
-        labels (`list[str]`): The classes.
+        classes (`list[str]` or [`ClassWords`]): The classes.
         threshold (`float`, *optional*, defaults to 0): Pixels less probable than this get no class.
         sliding_window (`bool`, *optional*, defaults to `False`): Whether to average overlapping windows.
         sam (`str`, *optional*): Folder or Hub id of a Segment Anything model, whose masks the classes follow.
@@ -128,11 +134,12 @@ def segment(
     Raises:
         ValueError: What the pipeline refuses, or if the Segment Anything model cannot be loaded.
     """
+    classes = read_classes(classes)
     pixels = read_pixels(image, segmenter.processor.image_processor)
     image = Image.fromarray(pixels.permute(1, 2, 0).numpy())
     result = segmenter(
         image,
-        candidate_labels=labels,
+        candidate_labels=classes,
         threshold=threshold,
         sliding_window=sliding_window,
         mask_generator=load_masks(sam) if sam else None,
@@ -142,7 +149,7 @@ def segment(
     return Segmentation(
         image=image,
         model=segmenter.model.name_or_path,
-        labels=labels,
+        classes=classes,
         threshold=threshold,
         sliding_window=sliding_window,
         sam=sam,

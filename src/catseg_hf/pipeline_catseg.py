@@ -19,17 +19,15 @@ from torch.utils.data import Dataset, Subset
 from transformers.pipelines.base import Pipeline
 from transformers.utils import logging
 
+from .class_words_catseg import ClassWords, read_classes
 from .errors import UserError, first_line
 from .image_io_catseg import open_image, upright
 from .image_pixels_catseg import check_value_range
-from .processing_catseg import list_labels
 from .refinement import refine_segmentation
 
 
 logger = logging.get_logger(__name__)
 
-# All labels of a call are segmented together: at 640 x 640 each takes 1.6 MB of logits for every image.
-MAX_LABELS = 4096
 URL_TIMEOUT = 30.0
 
 # More masks than this, in bytes, are kept as PNGs that Pillow unpacks when they are looked at.
@@ -97,9 +95,13 @@ class OpenVocabularySegmentationPipeline(Pipeline):
                 one (`dataset["image"]`) gives an iterator of results, which takes images as it goes. May also be
                 named `images` or `inputs`.
             candidate_labels (`str` or `Iterable[str]`, *optional*):
-                The classes to tell apart, at most 4096: a list of labels, or one string of labels separated by
-                commas. In a list, "tree, oak" is one label with a synonym, and the first word is what is looked for.
-                By default the checkpoint's own vocabulary, `model.config.id2label`.
+                The classes to tell apart: a list of labels, or one string of labels separated by commas. In a list,
+                "tree, oak" is one label with a synonym, and the first word is what is looked for. "sofa|couch|settee"
+                is one class of several words, all of which are looked for, and is shown as the first. At most 4096
+                words. By default the checkpoint's own vocabulary, `model.config.id2label`.
+            background_labels (`str` or `Iterable[str]`, *optional*):
+                What is in the image beside the classes, in the same form: it is segmented with them, and its pixels
+                then belong to no segment. A `threshold` asks how sure a class is, this what else it could be.
             threshold (`float`, *optional*):
                 Pixels whose best class has a probability below it, between 0 and 1, belong to no segment. By default
                 every pixel belongs to one.
@@ -149,12 +151,12 @@ class OpenVocabularySegmentationPipeline(Pipeline):
             - `segmentation`, a `torch.LongTensor` of shape (H, W): the index in `candidate_labels` of every pixel's
               class, -1 for none;
             - `probabilities`, a `torch.FloatTensor` of shape (T, h, w), in 0..1 and at the model's own resolution
-              (resized to the image it would take 4 * T * H * W bytes).
+              (resized to the image it would take 4 * T * H * W bytes): of several words for a class the highest.
 
         Raises:
-            UserError: For an image that cannot be read; no labels, too many, or what
-                [`CATSegProcessor.encode_vocabulary`] refuses; a threshold that is not between 0 and 1; another number
-                of prompt templates than the model's; a mask generator that gives no masks of booleans.
+            UserError: For an image that cannot be read; what [`read_classes`] or
+                [`CATSegProcessor.encode_vocabulary`] refuses of the labels; a threshold that is not between 0 and 1;
+                another number of prompt templates than the model's; a mask generator that gives no masks of booleans.
         """
         if candidate_labels is not None:
             kwargs["candidate_labels"] = candidate_labels
@@ -184,6 +186,7 @@ class OpenVocabularySegmentationPipeline(Pipeline):
     def _sanitize_parameters(
         self,
         candidate_labels: str | Iterable[str] | None = None,
+        background_labels: str | Iterable[str] | None = None,
         threshold: float | None = None,
         prompt_templates: str | list[str] | None = None,
         return_segmentation_map: bool | None = None,
@@ -219,8 +222,9 @@ class OpenVocabularySegmentationPipeline(Pipeline):
             preprocess_kwargs["timeout"] = timeout
         if value_range is not None:
             preprocess_kwargs["value_range"] = check_value_range(value_range)
-        if candidate_labels is not None:
-            forward_kwargs["labels"] = split_labels(candidate_labels)
+        if candidate_labels is not None or background_labels is not None:
+            labels = self.model.config.label_names if candidate_labels is None else candidate_labels
+            forward_kwargs["classes"] = read_classes(labels, background_labels)
         if prompt_templates is not None:
             forward_kwargs["prompt_templates"] = prompt_templates
         if threshold is not None:
@@ -266,7 +270,7 @@ class OpenVocabularySegmentationPipeline(Pipeline):
     def _forward(
         self,
         model_inputs: Mapping[str, torch.Tensor],
-        labels: list[str] | None = None,
+        classes: ClassWords | None = None,
         prompt_templates: str | list[str] | None = None,
         sliding_window: bool | None = None,
         max_classes_per_image: int | None = None,
@@ -280,12 +284,9 @@ class OpenVocabularySegmentationPipeline(Pipeline):
             for value in (model_inputs.pop("target_size"), model_inputs.pop("image", None))
         )
         input_ids = None
-        if labels is None:
-            labels = self.model.config.label_names
-            if prompt_templates is not None:
-                input_ids = self._encode_vocabulary(labels, prompt_templates)
-        else:
-            input_ids = self._encode_vocabulary(labels, prompt_templates)
+        if classes is not None or prompt_templates is not None:
+            classes = classes or read_classes(self.model.config.label_names)
+            input_ids = self._encode_vocabulary(classes.words, prompt_templates)
         outputs = self.model(
             **model_inputs,
             input_ids=input_ids,
@@ -302,12 +303,18 @@ class OpenVocabularySegmentationPipeline(Pipeline):
                 for pair, logits, image in zip(pairs, outputs.logits, images, strict=True)
             ]
         segmentations, probabilities = zip(*pairs, strict=True)
+        all_probabilities = list(outputs.logits.float().sigmoid()) if return_probabilities else []
+        labels = self.model.config.label_names
+        if classes is not None:
+            labels = classes.names
+            segmentations = map(classes.merge_segmentation, segmentations)
+            all_probabilities = list(map(classes.merge_probabilities, all_probabilities))
         return {
             "segmentation": list(segmentations),
             "probability": list(probabilities),
             # An array: unlike a list it is given its batch axis back when the base class takes a batch apart.
             "labels": [np.array(labels, dtype=object)] * len(pairs),
-            **({"probabilities": list(outputs.logits.float().sigmoid())} if return_probabilities else {}),
+            **({"probabilities": all_probabilities} if return_probabilities else {}),
         }
 
     def postprocess(
@@ -436,24 +443,6 @@ def _decode_base64(text: str, name: str, value_range: tuple[float, float] | None
 def _shorten(text: str | os.PathLike, length: int = 200) -> str:
     text = os.fspath(text)
     return repr(text if len(text) <= length else f"{text[:length]}...")
-
-
-def split_labels(candidate_labels: str | Iterable[str]) -> list[str]:
-    """
-    The list of labels that `candidate_labels` of [`OpenVocabularySegmentationPipeline`] stand for.
-
-    Raises:
-        UserError: If there are none, too many, or they are no collection of labels.
-    """
-    labels = list_labels(candidate_labels)
-    if not labels:
-        raise UserError("`candidate_labels` has no labels: name at least one class to look for.")
-    if len(labels) > MAX_LABELS:
-        raise UserError(
-            f"`candidate_labels` has {len(labels)} labels, but at most {MAX_LABELS} are accepted, since all of them "
-            "are segmented together: leave labels out."
-        )
-    return labels
 
 
 def _to_pil(pixels: torch.Tensor, highest: int) -> Image.Image:

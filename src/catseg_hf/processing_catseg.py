@@ -9,6 +9,7 @@ from transformers.image_utils import ImageInput
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 from transformers.tokenization_utils_base import LARGE_INTEGER
 
+from .class_words_catseg import BAR, split_labels
 from .errors import UserError, first_line
 from .image_processing_catseg import CATSegImageProcessorKwargs
 from .remote_code_catseg import PROCESSOR_AUTO_MAP
@@ -160,7 +161,7 @@ class CATSegProcessor(ProcessorMixin):
             `UserError`: for no labels; a label that is not a string, is blank or occurs twice; a prompt of more than
             `max_length` tokens, or a `max_length` that is more than CLIP takes.
         """
-        labels = list_labels(labels)
+        labels = split_labels(labels)
         names = _first_synonyms(labels)
         prompts = [template.replace("{}", name) for name in names for template in self.prompt_templates]
         # A label that spells out "<|endoftext|>" is text like any other, not the end of its prompt.
@@ -189,18 +190,6 @@ class CATSegProcessor(ProcessorMixin):
     def post_process_semantic_segmentation(self, *args: Any, **kwargs: Any) -> list:
         """See [`CATSegImageProcessorPil.post_process_semantic_segmentation`]."""
         return self.image_processor.post_process_semantic_segmentation(*args, **kwargs)
-
-
-def list_labels(labels: str | Iterable[str]) -> list[str]:
-    """Labels as a list: a string is split at its commas."""
-    if isinstance(labels, str):
-        return [label.strip() for label in labels.split(",") if label.strip()]
-    if not isinstance(labels, Iterable):
-        raise UserError(
-            f"The vocabulary is {labels!r}, but a list of labels, or a string of labels separated by commas, is "
-            "needed."
-        )
-    return list(labels)
 
 
 def _check_templates(templates: str | Iterable[str]) -> list[str]:
@@ -240,6 +229,11 @@ def _first_synonyms(labels: list[str]) -> list[str]:
             )
         if not _is_unicode(label):
             raise UserError(f"Label {index} is {label!r}, which is no Unicode text: it has half of a surrogate pair.")
+        if BAR in label:
+            raise UserError(
+                f"Label {index} is {label!r}: several words for one class, with bars between them, are taken by the "
+                "pipeline's `candidate_labels` and by --labels; name one of them here."
+            )
         if label in seen:
             raise UserError(
                 f"Label {label!r} occurs twice (places {seen[label]} and {index}), but labels must differ: keep one."

@@ -19,10 +19,10 @@ from catseg_hf import (
     EMBEDDED_MODEL,
     CATSegForSemanticSegmentation,
     OpenVocabularySegmentationPipeline,
+    class_words_catseg,
     cli,
     load_vocabulary,
     loading,
-    pipeline_catseg,
 )
 from catseg_hf.images import results, sources
 from catseg_hf.visualization import class_color, draw_segmentation
@@ -205,7 +205,11 @@ def test_no_picture_is_overwritten(run, folder, tmp_path):
 
 
 def test_faults_of_the_program_keep_their_traceback(run, folder, monkeypatch):
-    for module, function in ((sources, "find_images"), (pipeline_catseg, "split_labels"), (results, "draw_label_map")):
+    for module, function in (
+        (sources, "find_images"),
+        (class_words_catseg, "split_labels"),
+        (results, "draw_label_map"),
+    ):
         with monkeypatch.context() as patch, pytest.raises(ValueError, match="invalid literal for int"):
             patch.setattr(module, function, lambda *arguments: int("oops"))
             run(folder, labels="cat")
@@ -217,7 +221,7 @@ def test_faults_of_the_program_keep_their_traceback(run, folder, monkeypatch):
         ({"labels": " , "}, "at least one class"),
         ({"labels": "cat, cat"}, "'cat' occurs twice"),
         ({"labels": "cat, " + "word " * 500}, "'word word .* at most 77"),
-        ({"labels": ",".join(map(str, range(5000)))}, "5000 labels, but at most 4096"),
+        ({"labels": ",".join(map(str, range(5000)))}, "5000 labels and words, but at most 4096"),
         ({"model": "no/such/folder"}, "'no/such/folder' could not be loaded"),
     ],
 )

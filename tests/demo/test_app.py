@@ -15,7 +15,7 @@ from PIL import ExifTags, Image
 from catseg_app import segmentation
 from catseg_app.downloads import python_code, summarize, write_files
 from catseg_app.drawing import annotations, display_size, displayed, heat_map, overlay, to_image_pixel
-from catseg_app.labels import format_labels, parse_labels
+from catseg_app.labels import format_labels, parse_classes, parse_labels
 from catseg_app.segmentation import (
     EMBEDDED,
     Segmentation,
@@ -27,6 +27,7 @@ from catseg_app.segmentation import (
     top_labels,
 )
 from catseg_hf import EMBEDDED_MODEL, VOCABULARIES, load_vocabulary
+from catseg_hf.class_words_catseg import read_classes
 from catseg_hf.errors import UserError
 from catseg_hf.image_io_catseg import open_image
 from catseg_hf.loading import names
@@ -59,7 +60,9 @@ def made_up(size: tuple[int, int], num_classes: int) -> Segmentation:
         {"index": index, "label": label, "area": 1 / num_classes, "score": 0.5} for index, label in enumerate(labels)
     ]
     probabilities = torch.rand(num_classes, 4, 4, generator=torch.Generator().manual_seed(0)).half()
-    return Segmentation(Image.new("RGB", size), "model", labels, 0.0, False, None, classes, segments, probabilities)
+    return Segmentation(
+        Image.new("RGB", size), "model", read_classes(labels), 0.0, False, None, classes, segments, probabilities
+    )
 
 
 @pytest.mark.parametrize(
@@ -78,7 +81,7 @@ def test_labels(text, expected):
 @pytest.mark.parametrize(("text", "message"), [(" ,\n", "No classes"), ("\n".join(map(str, range(5000))), "5000")])
 def test_labels_that_are_refused(text, message):
     with pytest.raises(UserError, match=message):
-        parse_labels(text)
+        parse_classes(text)
 
 
 @pytest.mark.parametrize("labels", [load_vocabulary(name) for name in VOCABULARIES] + [["cat"]])
@@ -282,7 +285,11 @@ def test_the_code_does_the_same(segmenter, tmp_path, monkeypatch):
 
 def test_the_code_names_models_and_vocabularies(result):
     other = Segmentation(
-        **{**vars(result), "model": "owner/name", "labels": parse_labels(format_labels(load_vocabulary("ade20k_150")))}
+        **{
+            **vars(result),
+            "model": "owner/name",
+            "classes": read_classes(parse_labels(format_labels(load_vocabulary("ade20k_150")))),
+        }
     )
     code = python_code(other, 0.6)
     assert 'model="owner/name"' in code and 'load_vocabulary("ade20k_150")' in code
@@ -387,7 +394,7 @@ def test_messages(visitor, tmp_path):
         "'note.png' could not be read": lambda: visitor.segment("cat", tmp_path / "note.png"),
         "'large.png' has 100 megapixels": lambda: visitor.segment("cat", tmp_path / "large.png"),
         "No classes were named": lambda: visitor.segment(" , "),
-        "5000 classes were named, but at most 4096": lambda: visitor.segment(too_many),
+        "5000 labels and words, but at most 4096": lambda: visitor.segment(too_many),
         "There is no image yet": lambda: visitor.call("segment", None, "cat"),
         "'/etc' is no model": lambda: visitor.segment("cat", model="/etc"),
         "'/srv' is no model": lambda: visitor.segment("cat", sam="/srv"),

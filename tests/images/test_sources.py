@@ -22,7 +22,7 @@ def test_images_that_are_not_read_are_named(folder, suffix, monkeypatch):
     assert path == str(folder / f"b{suffix.upper()}") and f"{path} was left out: {UNREAD_FORMATS[suffix]}." == reason
 
 
-@pytest.mark.parametrize("name", ["notes.txt", ".b.heic", "data.json"])
+@pytest.mark.parametrize("name", ["notes.txt", ".b.dng", "data.json"])
 def test_other_files_are_no_images(folder, name):
     (folder / name).touch()
     assert find_images([str(folder)]) == ([str(folder / "a.jpg")], [])

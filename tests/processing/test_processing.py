@@ -6,6 +6,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoImageProcessor, AutoProcessor, CLIPConfig, CLIPTokenizer
 
+from catseg_hf.errors import UserError
 from catseg_hf.image_processing_catseg import CATSegImageProcessorPil
 from catseg_hf.processing_catseg import CATSegProcessor
 from catseg_testing.tokenizer import TOKENIZER, tiny_tokenizer
@@ -83,9 +84,11 @@ def test_encode_vocabulary_always_has_a_prompt_axis(processor):
 
 
 def test_braces_and_special_tokens_in_a_label_are_text(processor):
-    input_ids = processor(text=["{0} {}", "<|endoftext|>"])["input_ids"]
+    input_ids = processor(text=["{0} {}", "<endoftext>"])["input_ids"]
     assert decode(input_ids[0]).replace(" ", "") == "aphotoofa{0}{}inthescene"
     assert decode(input_ids[1]).endswith("in the scene")
+    with pytest.raises(UserError, match="several words for one class, with bars"):
+        processor(text=["<|endoftext|>"])
 
 
 def test_pictures_labels_and_vocabulary_together(processor):

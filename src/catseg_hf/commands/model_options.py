@@ -10,6 +10,7 @@ from ..vocabularies import VOCABULARIES, load_vocabulary
 
 
 if TYPE_CHECKING:
+    from ..class_words_catseg import ClassWords
     from ..pipeline_catseg import OpenVocabularySegmentationPipeline
 
 
@@ -23,27 +24,33 @@ MODEL_HELP = (
 def add_model_options(parser: argparse.ArgumentParser):
     """Adds the options that choose the model, the classes, and how they are looked for."""
     vocabulary = parser.add_mutually_exclusive_group()
-    vocabulary.add_argument("--labels", help='classes to look for, separated by commas: "cat, sofa"')
+    vocabulary.add_argument(
+        "--labels",
+        help='classes to look for, separated by commas; bars separate several words for one: "cat, sofa|couch"',
+    )
     vocabulary.add_argument("--vocabulary", choices=VOCABULARIES, help="the classes of a benchmark")
     parser.add_argument(
         "--model",
         default=EMBEDDED_MODEL,
         help=f"{MODEL_HELP} (default: a small one that comes with the package and knows drawings of emoji only)",
     )
+    parser.add_argument(
+        "--background", help='what else there is, in the same form: its pixels get no class: "wall, floor"'
+    )
     parser.add_argument("--threshold", type=probability, help="pixels less probable than this get no class")
     parser.add_argument("--device", help="such as cpu or cuda:0 (default: an accelerator, if any)")
     parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto")
 
 
-def load_model(arguments: argparse.Namespace) -> "tuple[OpenVocabularySegmentationPipeline, list[str]]":
+def load_model(arguments: argparse.Namespace) -> "tuple[OpenVocabularySegmentationPipeline, ClassWords]":
     """
     The model that the options name, with its processor, and the classes to look for.
 
     Raises:
-        UserError: If there is no such device, the model cannot be loaded, or there are no labels.
+        UserError: If there is no such device, the model cannot be loaded, or the labels are not accepted.
     """
+    from ..class_words_catseg import read_classes
     from ..loading import load_segmenter
-    from ..pipeline_catseg import split_labels
     from ..utils.processes import speaks_for_all
 
     if arguments.model == EMBEDDED_MODEL and speaks_for_all():
@@ -53,11 +60,12 @@ def load_model(arguments: argparse.Namespace) -> "tuple[OpenVocabularySegmentati
             file=sys.stderr,
         )
     segmenter = load_segmenter(arguments.model, arguments.device, arguments.dtype)
+    labels = arguments.labels
     if arguments.vocabulary is not None:
-        return segmenter, load_vocabulary(arguments.vocabulary)
-    if arguments.labels is not None:
-        return segmenter, split_labels(arguments.labels)
-    return segmenter, segmenter.model.config.label_names
+        labels = load_vocabulary(arguments.vocabulary)
+    if labels is None:
+        labels = segmenter.model.config.label_names
+    return segmenter, read_classes(labels, arguments.background)
 
 
 def positive(text: str) -> int:

@@ -78,17 +78,17 @@ def _prepare(arguments: argparse.Namespace, images: list[str]) -> "FileSegmenter
 
     check_output(arguments.output)
     arguments.device = arguments.device or own_accelerator()
-    segmenter, labels = load_model(arguments)
+    segmenter, classes = load_model(arguments)
     value_range = None if arguments.value_range is None else check_value_range(arguments.value_range)
     dtype = str(segmenter.model.dtype)
     model = segmenter.model.name_or_path  # where weights by name lie
-    settings = Settings(model, arguments.sam, labels, arguments.threshold, value_range, dtype)
+    settings = Settings(model, arguments.sam, classes, arguments.threshold, value_range, dtype)
     return FileSegmenter(
         segmenter,
         images,
         arguments.output,
         settings,
-        own_vocabulary=arguments.labels is None and arguments.vocabulary is None,
+        own_vocabulary=arguments.labels is arguments.vocabulary is arguments.background is None,
         mask_generator=load_mask_generator(arguments.sam, segmenter.device) if arguments.sam else None,
         batch_size=arguments.batch_size,
     )

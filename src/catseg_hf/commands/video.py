@@ -45,12 +45,12 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         check_video_output(arguments.output)
         with VideoReader(arguments.video) as video:
-            segmenter, labels = load_model(arguments)
+            segmenter, classes = load_model(arguments)
             summary = segment_video(
                 segmenter,
                 video,
                 arguments.output,
-                labels,
+                classes,
                 sliding_window=arguments.sliding_window,
                 threshold=arguments.threshold,
                 smoothing=arguments.smoothing,
@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     except DamagedVideoError as error:
         print(f"catseg-hf: error: {printable(str(error))}", file=sys.stderr)
         return 1
-    shares = {labels[index]: share for index, share in summary.shares.items() if index >= 0}
+    shares = {classes.names[index]: share for index, share in summary.shares.items() if index >= 0}
     print(printable(f"{arguments.video}: {list_largest(shares)}"))
     print(
         f"Segmented {summary.num_frames} frame{'s' * (summary.num_frames != 1)} into {arguments.output}, "

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..class_words_catseg import ClassWords
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -15,14 +17,15 @@ class Settings:
 
     Args:
         model, sam (`str`): Folder or Hub id of a checkpoint.
-        labels (`list[str]`), threshold (`float` or `None`): As the pipeline takes them.
+        classes ([`ClassWords`]): What is told apart.
+        threshold (`float` or `None`): As the pipeline takes it.
         value_range (`tuple[float, float]` or `None`): As the pipeline takes it.
         dtype (`str`): In which the model computes.
     """
 
     model: str
     sam: str | None
-    labels: list[str]
+    classes: ClassWords
     threshold: float | None
     value_range: tuple[float, float] | None
     dtype: str
@@ -30,7 +33,12 @@ class Settings:
     def digests(self) -> dict[str, str]:
         """A digest of each setting that is not left out, by its name. Of models in folders the sizes and times of
         their files count as well."""
-        settings = {"model": _checkpoint(self.model), "labels": self.labels, "threshold": self.threshold}
+        words = [self.classes.words, self.classes.class_indices]
+        settings = {
+            "model": _checkpoint(self.model),
+            "labels": self.classes.names if self.classes.are_words else words,
+            "threshold": self.threshold,
+        }
         settings |= {"dtype": self.dtype, "sam": None if self.sam is None else _checkpoint(self.sam)}
         if self.value_range is not None:
             settings["range"] = self.value_range

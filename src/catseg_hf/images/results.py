@@ -107,7 +107,8 @@ def write_summary(output: Path, settings: Settings, records: list[dict[str, Any]
     summary = {
         "model": settings.model,
         "sam": settings.sam,
-        "labels": settings.labels,
+        "labels": settings.classes.names,
+        **settings.classes.described(),
         "threshold": settings.threshold,
         "range": settings.value_range,
         "images": records,

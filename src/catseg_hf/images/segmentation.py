@@ -78,7 +78,7 @@ class FileSegmenter:
     ):
         self.segmenter, self.images, self.output, self.settings = segmenter, images, output, settings
         self.paths = [output / name for name in choose_names(images, output)]
-        self.candidate_labels = None if own_vocabulary else settings.labels
+        self.candidate_labels = None if own_vocabulary else settings.classes
         self.mask_generator, self.batch_size = mask_generator, batch_size
 
     def run(
@@ -184,8 +184,10 @@ class FileSegmenter:
     def _write(self, image: _Image) -> _Image:
         if image.error is None:
             path, pixels = self.paths[image.index], Image.fromarray(image.pixels.permute(1, 2, 0).numpy())
-            has_gaps = self.settings.threshold is not None
-            image.record = write_result(path, pixels, image.result, self.settings.labels, has_gaps, image.origin)
+            has_gaps = self.settings.threshold is not None or self.settings.classes.has_background
+            image.record = write_result(
+                path, pixels, image.result, self.settings.classes.names, has_gaps, image.origin
+            )
             image.pixels = image.result = None
         return image
 

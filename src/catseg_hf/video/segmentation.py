@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ..class_words_catseg import ClassWords, read_classes
 from ..errors import UserError
 from ..pipeline_catseg import OpenVocabularySegmentationPipeline
 from ..sliding_window_catseg import finite_logit
@@ -86,7 +87,8 @@ class FrameSegmenter:
 
     Args:
         segmenter ([`OpenVocabularySegmentationPipeline`]): The model with its processor.
-        labels (`Sequence[str]`): The classes to tell apart.
+        labels (`str`, `Sequence[str]` or [`ClassWords`]): The classes to tell apart, as
+            [`~OpenVocabularySegmentationPipeline.__call__`] takes them.
         sliding_window (`bool`, *optional*): As [`~OpenVocabularySegmentationPipeline.__call__`] takes it.
         threshold (`float`, *optional*): As well.
         smoothing (`float`, *optional*, defaults to 0.2): `time_constant` of the [`TemporalAverage`].
@@ -98,15 +100,17 @@ class FrameSegmenter:
     def __init__(
         self,
         segmenter: OpenVocabularySegmentationPipeline,
-        labels: Sequence[str],
+        labels: "str | Sequence[str] | ClassWords",
         sliding_window: bool | None = None,
         threshold: float | None = None,
         smoothing: float = DEFAULT_SMOOTHING,
+        background_labels: str | Sequence[str] | None = None,
     ):
         self.segmenter, self.sliding_window, self.threshold = segmenter, sliding_window, threshold
+        self.classes = read_classes(labels, background_labels)
         self.average = TemporalAverage(smoothing)
         with torch.inference_mode():
-            input_ids = segmenter.processor.encode_vocabulary(list(labels))
+            input_ids = segmenter.processor.encode_vocabulary(self.classes.words)
             self.text_embeds = segmenter.model.get_text_embeds(input_ids)
 
     @torch.inference_mode()
@@ -126,6 +130,7 @@ class FrameSegmenter:
         outputs.logits = finite_logit(self.average(outputs.logits.float().sigmoid(), image, time))
         size = [(image.height, image.width)]
         ((segmentation, probability),) = processor.image_processor.post_process_most_probable_class(outputs, size)
+        segmentation = self.classes.merge_segmentation(segmentation)
         return segmentation if self.threshold is None else segmentation.masked_fill(probability < self.threshold, -1)
 
 
@@ -133,11 +138,12 @@ def segment_video(
     segmenter: OpenVocabularySegmentationPipeline,
     video: VideoReader,
     output: str | os.PathLike,
-    labels: Sequence[str],
+    labels: "str | Sequence[str] | ClassWords",
     sliding_window: bool | None = None,
     threshold: float | None = None,
     smoothing: float = DEFAULT_SMOOTHING,
     opacity: float = 0.6,
+    background_labels: str | Sequence[str] | None = None,
 ) -> VideoSummary:
     """
     Writes a video under its segmentation, with the size, orientation, times and audio that it had, and beside it
@@ -145,7 +151,7 @@ def segment_video(
     first video stream and its audio, such as subtitles, nothing is kept.
 
     Args:
-        segmenter, labels, sliding_window, threshold, smoothing: As for [`FrameSegmenter`].
+        segmenter, labels, sliding_window, threshold, smoothing, background_labels: As for [`FrameSegmenter`].
         video ([`VideoReader`]): The video.
         output (`str` or `PathLike`): A file that does not exist yet: .mp4, .mov or .mkv.
         opacity (`float`, *optional*, defaults to 0.6): Of the colours, between 0 and 1.
@@ -160,7 +166,7 @@ def segment_video(
     """
     output = Path(output)
     check_video_output(output)
-    segment_frame = FrameSegmenter(segmenter, labels, sliding_window, threshold, smoothing)
+    segment_frame = FrameSegmenter(segmenter, labels, sliding_window, threshold, smoothing, background_labels)
     num_frames, sums = 0, Counter()
     with (
         replaced_file(output) as aside,
@@ -175,7 +181,7 @@ def segment_video(
             progress.update()
     shares = {index: share / num_frames for index, share in sums.most_common()}
     with replaced_file(legend_path(output)) as aside:
-        draw_legend(shares, labels, frame.image.size).save(aside, format="PNG")
+        draw_legend(shares, segment_frame.classes.names, frame.image.size).save(aside, format="PNG")
     if not video.is_whole():
         raise DamagedVideoError(
             f"The video {str(video.path)!r} is damaged or ends too early: the {num_frames} frames that could be read "

@@ -26,9 +26,9 @@ from catseg_hf import (
     CATSegProcessor,
     OpenVocabularySegmentationPipeline,
 )
+from catseg_hf.class_words_catseg import split_labels
 from catseg_hf.loading import load_segmenter
 from catseg_hf.pipeline_catseg import read_pixels
-from catseg_hf.processing_catseg import list_labels
 from catseg_testing.tiny_training import save_checkpoint
 from fuzzing.damage import damaged_bytes, json_values, other_json, other_values
 from fuzzing.images import arrays, image_files, images, pil_images
@@ -113,7 +113,8 @@ def check_vocabulary(value: tuple[Any, Any]):
     processor = CATSegProcessor(*_parts(segmenter().processor), prompt_templates)
     input_ids = processor.encode_vocabulary(labels)
     assert (
-        input_ids.shape[:2] == (len(list_labels(labels)), len(processor.prompt_templates)) and input_ids.shape[2] <= 77
+        input_ids.shape[:2] == (len(split_labels(labels)), len(processor.prompt_templates))
+        and input_ids.shape[2] <= 77
     )
     assert (input_ids == processor.tokenizer.eos_token_id).any(dim=-1).all()
 
