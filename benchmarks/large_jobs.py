@@ -24,6 +24,7 @@ import torch
 from PIL import Image
 
 from catseg_hf import EMBEDDED_MODEL
+from catseg_hf.class_words_catseg import read_classes
 from catseg_hf.images.origins import Settings
 from catseg_hf.images.results import write_result
 from catseg_hf.images.segmentation import FileSegmenter
@@ -49,7 +50,7 @@ def write_images(folder: Path, count: int, height: int, width: int):
 def build_job(arguments: argparse.Namespace, folder: Path) -> FileSegmenter:
     device = torch.device("cpu") if arguments.device == "cpu" else own_accelerator() or torch.device("cuda")
     segmenter = load_segmenter(EMBEDDED_MODEL, device)
-    settings = Settings(EMBEDDED_MODEL, None, LABELS, None, str(segmenter.model.dtype))
+    settings = Settings(EMBEDDED_MODEL, None, read_classes(LABELS), None, None, str(segmenter.model.dtype))
     images = sorted(str(path) for path in folder.glob("*.jpg"))
     return FileSegmenter(segmenter, images, folder / "output", settings)
 
