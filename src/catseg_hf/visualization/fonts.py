@@ -12,7 +12,8 @@ from PIL import ImageFont, features
 
 
 FONT_SUFFIXES = (".ttf", ".otf", ".ttc", ".otc")
-# Other fonts of a family come after the plain one. The last resort draws every letter as the name of its script.
+# Sans serif comes first, and of a family the plain font. The last resort draws every letter as the name of its script.
+SANS_SERIF = re.compile("sans", re.IGNORECASE)
 STYLED = re.compile("bold|black|heavy|light|thin|italic|oblique|condensed|mono|serif", re.IGNORECASE)
 LAST_RESORT = re.compile("last ?resort", re.IGNORECASE)
 
@@ -39,7 +40,7 @@ def font_file(text: str) -> str | None:
 
 @cache
 def font_files() -> tuple[str, ...]:
-    """The fonts that are here as files: DejaVu, plain ones by name, then bold ones and the like."""
+    """The fonts that are here as files: DejaVu, then those of the system, the most legible first."""
     found = {
         Path(folder, name)
         for top in _system_folders()
@@ -47,8 +48,11 @@ def font_files() -> tuple[str, ...]:
         for name in names
         if name.lower().endswith(FONT_SUFFIXES) and not LAST_RESORT.search(name)
     }
-    ordered = sorted(found, key=lambda path: (bool(STYLED.search(path.stem)), path.name, path))
-    return tuple(map(str, [*_matplotlib_fonts(), *ordered]))
+
+    def rank(path: Path) -> tuple:
+        return bool(STYLED.search(path.stem)), not SANS_SERIF.search(path.stem), path.name, path
+
+    return tuple(map(str, [*_matplotlib_fonts(), *sorted(found, key=rank)]))
 
 
 def font_family(file: str) -> str:
