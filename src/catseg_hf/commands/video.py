@@ -48,6 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
         legend_path,
         segment_video,
     )
+    from ..visualization import describe_numbers
 
     try:
         check_video_output(arguments.output)
@@ -73,4 +74,6 @@ def run(arguments: argparse.Namespace) -> int:
         f"Segmented {summary.num_frames} frame{'s' * (summary.num_frames != 1)} into {arguments.output}, "
         f"with the colours of the classes in {legend_path(arguments.output)}"
     )
+    if numbers := describe_numbers({index: labels[index] for index in sorted(summary.shares) if index >= 0}):
+        print(numbers)
     return 0

@@ -10,7 +10,7 @@ from PIL import Image, PngImagePlugin
 
 from ..errors import UserError
 from ..utils.files import replaced_file
-from ..visualization import area_shares, class_color, draw_segmentation
+from ..visualization import area_shares, class_color, describe_numbers, draw_segmentation
 from .origins import Settings
 
 
@@ -96,7 +96,7 @@ def read_result(path: Path, origin: dict[str, Any]) -> dict[str, Any] | None:
 
 def write_summary(output: Path, settings: Settings, records: list[dict[str, Any]], unreadable: list[tuple[str, str]]):
     """
-    Writes summary.json, and prints where the results are.
+    Writes summary.json, and prints where the results are, and what numbers in the legends stand for.
 
     Args:
         output (`Path`): The folder of the results.
@@ -117,6 +117,9 @@ def write_summary(output: Path, settings: Settings, records: list[dict[str, Any]
     with replaced_file(output / "summary.json") as file:
         file.write_text(json.dumps(summary, indent=2) + "\n")
     print(f"Segmented {len(records)} image{'s' * (len(records) != 1)} into {output}")
+    found = {segment["index"]: segment["label"] for record in records for segment in record["segments"]}
+    if numbers := describe_numbers(dict(sorted(found.items()))):
+        print(numbers)
 
 
 def _files(path: Path) -> dict[str, Path]:

@@ -6,6 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from catseg_hf.visualization import MAX_NAME_LENGTH
+from catseg_hf.visualization.figure import font_families, writable_names
 
 
 MAX_CLASSES = 24
@@ -32,7 +33,8 @@ def confused_classes(matrix: np.ndarray, max_classes: int = MAX_CLASSES) -> list
 def confusion_chart(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
     """
     A heat map of the classes with the largest confusions: rows are the labels' classes, columns the predictions', and
-    a cell is the share of all pixels of the label's class that got this prediction.
+    a cell is the share of all pixels of the label's class that got this prediction. Names that no font here can write
+    are "#" and the class index.
 
     Args:
         matrix (`np.ndarray` of shape `(C, C)`): Pixels by label and prediction.
@@ -52,9 +54,10 @@ def confusion_chart(matrix: np.ndarray, class_names: Sequence[str]) -> Figure:
         share = shares[row, column]
         color = "white" if share > 0.5 else "black"
         axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=6, color=color)
-    names = [class_names[index][:MAX_NAME_LENGTH] for index in classes]
-    axes.set_xticks(range(len(classes)), names, rotation=90, fontsize=7, parse_math=False)
-    axes.set_yticks(range(len(classes)), names, fontsize=7, parse_math=False)
+    names = list(writable_names({index: class_names[index][:MAX_NAME_LENGTH] for index in classes}).values())
+    text = {"fontsize": 7, "fontfamily": font_families(names), "parse_math": False}
+    axes.set_xticks(range(len(classes)), names, rotation=90, **text)
+    axes.set_yticks(range(len(classes)), names, **text)
     axes.set_xlabel("prediction", fontsize=8)
     axes.set_ylabel("label", fontsize=8)
     axes.set_title(f"The {len(classes)} classes with the largest confusions", fontsize=9)

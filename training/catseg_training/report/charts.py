@@ -1,6 +1,7 @@
 """Figures of a run: a bar for every class, and the course of its loss and scores."""
 
 import math
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from catseg_hf.visualization import MAX_NAME_LENGTH
+from catseg_hf.visualization.figure import font_families, writable_names
 
 
 # Of the chart of classes, in inches. Its text is 7 points high.
@@ -31,17 +32,20 @@ SMOOTHED_FROM = 100  # Noisy curves of so many points and more are drawn with th
 def class_chart(classes: Sequence[Mapping[str, Any]]) -> Figure:
     """
     A bar for the IoU of every class, the largest first, in several columns if there are many classes. Those that occur
-    in no label have no bar: they are listed below.
+    in no label have no bar: they are listed below. Names that no font here can write are "#" and the class id.
 
     Args:
-        classes (`Sequence[Mapping[str, Any]]`): Each with `name`, `iou` and `accuracy`. The accuracy of a class that
-            occurs in no label is NaN.
+        classes (`Sequence[Mapping[str, Any]]`): In the order of their ids, each with `name`, `iou` and `accuracy`. The
+            accuracy of a class that occurs in no label is NaN.
     """
+    names = writable_names({index: row["name"] for index, row in enumerate(classes)})
+    families = font_families(names.values())
+    classes = [{**row, "name": names[index]} for index, row in enumerate(classes)]
     shown = sorted((row for row in classes if not math.isnan(row["accuracy"])), key=lambda row: -row["iou"])
     absent = [row["name"] for row in classes if math.isnan(row["accuracy"])]
     num_columns = max(1, -(-len(shown) // MAX_BARS_IN_COLUMN))
     num_bars = max(1, -(-len(shown) // num_columns))
-    names_width = MARGIN + CHARACTER_WIDTH * max((len(_shorten(row["name"])) for row in shown), default=0)
+    names_width = MARGIN + CHARACTER_WIDTH * max((_num_cells(row["name"]) for row in shown), default=0)
     width = max(num_columns * (names_width + BARS_WIDTH) + MARGIN, MIN_CHART_WIDTH)
     lines = _absent_lines(absent, characters=int((width - 2 * MARGIN) / CHARACTER_WIDTH))
     head, foot = 0.75, 0.45 + BAR_HEIGHT * len(lines)
@@ -49,23 +53,24 @@ def class_chart(classes: Sequence[Mapping[str, Any]]) -> Figure:
     figure = Figure(figsize=(width, height))
     text = {"parse_math": False, "x": MARGIN / width}
     figure.text(y=1 - 0.15 / height, s=_chart_title(classes, shown), va="top", fontsize=10, linespacing=1.4, **text)
-    figure.text(y=0.1 / height, s="\n".join(lines), va="bottom", fontsize=7, **text)
+    figure.text(y=0.1 / height, s="\n".join(lines), va="bottom", fontsize=7, fontfamily=families, **text)
     column_width = (width - MARGIN) / num_columns
     for column in range(num_columns):
         left, right = column * column_width + names_width, (column + 1) * column_width
         axes = figure.add_axes((left / width, foot / height, (right - left) / width, 1 - (head + foot) / height))
-        _draw_bars(axes, shown[column * num_bars : (column + 1) * num_bars], num_bars)
+        _draw_bars(axes, shown[column * num_bars : (column + 1) * num_bars], num_bars, families)
         axes.axvline(_mean([row["iou"] for row in shown]), color="#c04040", linewidth=0.8, linestyle="--")
     return figure
 
 
-def _draw_bars(axes: Axes, rows: Sequence[Mapping[str, Any]], num_bars: int):
+def _draw_bars(axes: Axes, rows: Sequence[Mapping[str, Any]], num_bars: int, families: list[str]):
     places = range(len(rows))
     axes.barh(places, [row["iou"] for row in rows], height=0.75, color="#4878a8")
     background = {"facecolor": "white", "edgecolor": "none", "pad": 0.4}
     for place, row in enumerate(rows):
         axes.text(row["iou"] + 0.015, place, f"{row['iou']:.1%}", va="center", fontsize=6, bbox=background)
-    axes.set_yticks(places, [_shorten(row["name"]) for row in rows], fontsize=7, parse_math=False)
+    names = [row["name"] for row in rows]
+    axes.set_yticks(places, names, fontsize=7, fontfamily=families, parse_math=False)
     axes.set_xticks([0, 0.5, 1], ["0 %", "50 %", "100 %"], fontsize=6)
     axes.set_xlim(0, 1.2)
     axes.set_ylim(num_bars - 0.5, -0.5)
@@ -89,9 +94,9 @@ def _absent_lines(names: Sequence[str], characters: int) -> list[str]:
     if not names:
         return []
     lines = [f"Not in the labels ({len(names)}):"]
-    for number, name in enumerate(map(_shorten, names)):
+    for number, name in enumerate(names):
         separator = ";" if number < len(names) - 1 else ""
-        if len(lines[-1]) + len(name) + 2 > characters:
+        if _num_cells(lines[-1]) + _num_cells(name) + 2 > characters:
             if len(lines) == MAX_ABSENT_LINES:
                 return [*lines, f"and {len(names) - number} more"]
             lines.append("")
@@ -154,9 +159,9 @@ def _draw_curve(axes: Axes, label: str, steps: np.ndarray, values: np.ndarray, i
     axes.plot(steps[first : first + len(means)], means, label=label, color=line.get_color())
 
 
-def _shorten(name: str) -> str:
-    name = " ".join(name.split())
-    return name if len(name) <= MAX_NAME_LENGTH else f"{name[: MAX_NAME_LENGTH - 3].rstrip()}..."
+def _num_cells(text: str) -> int:
+    """How wide a text is, in letters of the Latin alphabet."""
+    return sum(2 if unicodedata.east_asian_width(letter) in "WF" else 1 for letter in text)
 
 
 def _mean(values: Sequence[float]) -> float:

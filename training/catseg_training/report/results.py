@@ -15,12 +15,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 from catseg_hf.utils.files import replaced_file
 from catseg_hf.visualization import draw_segmentation
+from catseg_hf.visualization.fonts import fitting_font
 
 from .charts import class_chart, curves_chart
 
 
 # Of the images in a grid, in pixels.
-IMAGE_HEIGHT, MAX_IMAGE_WIDTH, GAP = 320, 640, 12
+IMAGE_HEIGHT, MAX_IMAGE_WIDTH, GAP, FONT_SIZE = 320, 640, 12, 14
 
 
 def write_results(output_dir: str | os.PathLike, results: Mapping[str, Any], class_names: Sequence[str]):
@@ -55,7 +56,7 @@ def prediction_grid(
 ) -> Image.Image:
     """
     One image with a row for each example: input, label and perhaps prediction, and beside them the classes' names
-    and shares of the area.
+    (or "#" and the index, see `draw_legend`) and shares of the area.
 
     Args:
         examples (`Iterable[Mapping[str, Any]]`): Each with `image` (`PIL.Image.Image`, or uint8 `(H, W, 3)`), `label`
@@ -71,7 +72,7 @@ def prediction_grid(
         ValueError: If sizes differ or a class has no name.
     """
     rows = [_grid_row(example, class_names, ignore_index) for example in examples]
-    font = ImageFont.load_default(14)
+    font = ImageFont.load_default(FONT_SIZE)
     titles = ("input", "label", "prediction")[: max((len(row) for _, row in rows), default=3)]
     widths = [max((row[column].width for _, row in rows), default=120) + GAP for column in range(len(titles))]
     heights = [max(image.height for image in row) + 24 + GAP for _, row in rows]
@@ -82,11 +83,20 @@ def prediction_grid(
         draw.text((left, GAP), title, fill="black", font=font)
     top = 24 + GAP
     for (caption, row), height in zip(rows, heights, strict=True):
+        caption, font = _caption(caption)
         draw.text((GAP, top), caption, fill="dimgray", font=font)
         for left, image in zip(lefts, row, strict=True):
             grid.paste(image, (left, top + 24))
         top += height
     return grid
+
+
+def _caption(text: str) -> tuple[str, ImageFont.FreeTypeFont]:
+    """A text as it can be written, and its font."""
+    font = fitting_font(text, FONT_SIZE)
+    if font is None:
+        return text.encode("ascii", "backslashreplace").decode(), ImageFont.load_default(FONT_SIZE)
+    return text, font
 
 
 def _grid_row(
