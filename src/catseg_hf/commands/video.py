@@ -74,6 +74,6 @@ def run(arguments: argparse.Namespace) -> int:
         f"Segmented {summary.num_frames} frame{'s' * (summary.num_frames != 1)} into {arguments.output}, "
         f"with the colours of the classes in {legend_path(arguments.output)}"
     )
-    if numbers := describe_numbers({index: labels[index] for index in sorted(summary.shares) if index >= 0}):
+    if numbers := describe_numbers({index: classes.names[index] for index in sorted(summary.shares) if index >= 0}):
         print(numbers)
     return 0
