@@ -108,7 +108,14 @@ def _messages(pairs: Sequence[Pair], split: str, num_workers: int) -> list[str |
 def _message(pair: Pair) -> str | None:
     """What is wrong with a pair."""
     image, label = ({"path": str(path), "bytes": None} for path in pair)
-    row = {"image": image, "label": label, "name": None, "label_ids": "coco_stuff_raw", "reduce_labels": False}
+    row = {
+        "image": image,
+        "label": label,
+        "name": None,
+        "label_ids": "coco_stuff_raw",
+        "reduce_labels": False,
+        "value_range": None,
+    }
     try:
         read_example(row, NUM_CLASSES, UNLABELLED)
     except UserError as error:

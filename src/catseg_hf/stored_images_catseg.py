@@ -3,26 +3,14 @@
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from io import BytesIO
 from typing import Any
 
 import numpy as np
-from PIL import Image, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from .errors import UserError, first_line
-
-
-try:
-    import pillow_heif
-except ImportError:
-    pillow_heif = None
-else:
-    pillow_heif.register_heif_opener()
-
-try:
-    import rasterio
-except ImportError:
-    rasterio = None
 
 
 PNG_START, TIFF_STARTS = b"\x89PNG\r\n\x1a\n", (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -60,11 +48,24 @@ class StoredImage:
     is_misread: bool
 
 
+@cache
+def reads_heic() -> bool:
+    """Whether Pillow reads HEIC here, once this has been called: by pillow-heif, which takes its time to import."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener()
+    return True
+
+
 def decode(data: bytes) -> StoredImage:
     """
     Decodes an image file with Pillow, and nothing else: it raises all kinds of exceptions, for damaged pixels and
     malformed metadata alike, among which a fault of this program would not be noticed.
     """
+    if _is_heic(data):
+        reads_heic()
     image = Image.open(BytesIO(data))
     image.load()
     tags = getattr(image, "tag_v2", {})
@@ -88,11 +89,13 @@ def read_all_bits(data: bytes, name: str) -> np.ndarray:
     Raises:
         UserError: If it is not installed, or the file is damaged.
     """
-    if rasterio is None:
+    try:
+        import rasterio
+    except ImportError:
         raise UserError(
             f"{name} has 16 bits in each of several channels, which Pillow reads as 8, or wrongly: install rasterio, "
             'or catseg_hf with its extra, `pip install "catseg_hf[geo]"`, or save the image with 8 bits.'
-        )
+        ) from None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
@@ -106,14 +109,18 @@ def describe_refused(data: bytes, error: Exception) -> str:
     """Why Pillow did not decode a file, in words that tell what is in it."""
     if not isinstance(error, UnidentifiedImageError):
         return first_line(error)
-    if data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS:
-        return "it is a damaged HEIC image" if pillow_heif else "HEIC needs pillow-heif: `pip install pillow-heif`"
+    if _is_heic(data):
+        return "it is a damaged HEIC image" if reads_heic() else "HEIC needs pillow-heif: `pip install pillow-heif`"
     if data.startswith(TIFF_STARTS):
         try:
             return _describe_tiff(data)
         except Exception:  # Pillow raises all kinds for damaged tags
             return "it is a damaged TIFF"
     return "Pillow knows no such format"
+
+
+def _is_heic(data: bytes) -> bool:
+    return data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS
 
 
 def _bits(data: bytes, tags: Mapping[int, Any]) -> int:
@@ -148,6 +155,8 @@ def _num_frames(image: Image.Image, data: bytes) -> int:
 
 def _describe_tiff(data: bytes) -> str:
     """Which bands a TIFF has, and how to make of them what is read."""
+    from PIL import TiffImagePlugin  # which `import catseg_hf` need not wait for
+
     file = BytesIO(data)
     tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(8 if data[2:4] in (b"*\0", b"\0*") else 16))
     file.seek(tags.next)

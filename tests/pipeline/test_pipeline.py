@@ -438,7 +438,7 @@ def test_many_masks_are_kept_packed(segmenter, image, monkeypatch):
         ({"candidate_labels": ["cat", "  "]}, "blank"),
         ({"candidate_labels": ["cat", "cat"]}, "occurs twice"),
         ({"candidate_labels": ["cat", "word " * 500]}, "'word word .* tokens, but at most 77"),
-        ({"candidate_labels": [str(index) for index in range(5000)]}, "5000 labels, but at most 4096"),
+        ({"candidate_labels": [str(index) for index in range(5000)]}, "5000 labels and words, but at most 4096"),
         ({"threshold": 1.5}, "between 0 and 1, got 1.5"),
         ({"threshold": float("nan")}, "between 0 and 1, got nan"),
         ({"threshold": "0.5"}, "between 0 and 1, got '0.5'"),

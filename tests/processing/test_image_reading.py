@@ -3,6 +3,7 @@
 import importlib.util
 import io
 import struct
+import sys
 import zlib
 from pathlib import Path
 
@@ -272,7 +273,7 @@ def test_what_pillow_does_not_read_is_named(array, options, words):
 
 
 def test_what_pillow_misreads_is_refused_without_another_library(monkeypatch):
-    monkeypatch.setattr("catseg_hf.stored_images_catseg.rasterio", None)
+    monkeypatch.setitem(sys.modules, "rasterio", None)
     with pytest.raises(UserError, match="image.tif has 16 bits in each of several channels.*rasterio"):
         open_image(FILES["tiff rgb uint16, separate"][0], "image.tif")
     with pytest.raises(UserError, match="rasterio"):

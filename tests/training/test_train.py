@@ -202,7 +202,7 @@ def test_lora_is_saved_merged(lora_run, checkpoint):
     assert 'subfolder="adapter"' in card(lora_run)
 
 
-@pytest.mark.parametrize("name", ["{}", "../lora0/base", "base"])
+@pytest.mark.parametrize("name", ["{}", "../lora0/base", "./base"])
 def test_a_lora_run_does_not_depend_on_the_current_folder(name, lora_run, tmp_path, monkeypatch):
     """Another model of the name that was once written beside adapters must not be taken for the base."""
     monkeypatch.chdir(lora_run.parent)

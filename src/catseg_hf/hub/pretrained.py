@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import huggingface_hub
 from filelock import SoftFileLock, Timeout
-from huggingface_hub import HfFileMetadata, cached_assets_path, constants
+from huggingface_hub import HfFileMetadata, constants
 from huggingface_hub.utils import WeakFileLock
 
 from ..conversion import CONVERTER_VERSION, TOKENIZER
@@ -61,7 +62,7 @@ def pretrained(name: str) -> str:
 
 def _results_folder(name: str) -> Path:
     try:
-        return cached_assets_path("catseg_hf", RELEASE, name, assets_dir=constants.HF_ASSETS_CACHE)
+        return huggingface_hub.cached_assets_path("catseg_hf", RELEASE, name, assets_dir=constants.HF_ASSETS_CACHE)
     except (OSError, ValueError) as error:
         raise UserError(
             f"Converted weights cannot be kept in {constants.HF_ASSETS_CACHE} ({first_line(error)}): name a folder "

@@ -9,6 +9,7 @@ from urllib.parse import unquote, urlparse
 
 from PIL import Image
 
+from ..stored_images_catseg import reads_heic
 from .origins import identity, is_url
 from .results import KINDS, is_result
 
@@ -37,6 +38,7 @@ def find_images(arguments: list[str]) -> tuple[list[str], list[tuple[str, str]]]
     for none, or is left out of a folder, with a sentence that says so. Folders and patterns leave out what an earlier
     run wrote.
     """
+    reads_heic()
     extensions = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}
     images, failures = {}, []
     for argument in arguments:
