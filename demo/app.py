@@ -20,6 +20,7 @@ from catseg_app.labels import format_labels, parse_labels
 from catseg_app.segmentation import EMBEDDED, Segmentation, find_model, load_model, read_image, segment, top_labels
 from catseg_hf import VOCABULARIES, load_vocabulary
 from catseg_hf.errors import UserError
+from catseg_hf.utils.threads import limit_threads
 
 
 HERE = Path(__file__).resolve().parent
@@ -65,6 +66,7 @@ def main():
     parser.add_argument("--port", type=int, help="(default: the first free one from 7860 on)")
     parser.add_argument("--share", action="store_true", help="make a public link through Gradio's servers")
     arguments = parser.parse_args()
+    limit_threads()
     build_app(arguments.model, arguments.sam).launch(
         server_port=arguments.port, share=arguments.share, **LAUNCH_OPTIONS
     )

@@ -58,8 +58,8 @@ def _read_matlab(path: Path, name: str) -> np.ndarray:
     except Exception as error:  # scipy raises all kinds for damaged files
         if _is_hdf5(path):
             raise UserError(
-                f"{path} is a file of MATLAB v7.3 (HDF5), but formats up to v7 are read: load it in MATLAB and save it "
-                "again by save(NAME, 'LabelMap', '-v7')."
+                f"{path} is a file of MATLAB v7.3 (HDF5), but formats up to v7 are read: load it in MATLAB and save "
+                "it again by save(NAME, 'LabelMap', '-v7')."
             ) from None
         raise UserError(
             f"{path} is truncated, damaged or no .mat file: fetch it again ({error or type(error).__name__})."
