@@ -23,6 +23,7 @@ from catseg_hf.commands.model_options import MODEL_HELP
 from catseg_hf.errors import UserError
 from catseg_hf.hub.released_weights import VARIANTS
 from catseg_hf.repeated_prompts_catseg import describe_repeated_prompts
+from catseg_hf.utils.threads import limit_threads
 
 
 HERE = Path(__file__).resolve().parent
@@ -70,6 +71,7 @@ def main():
     parser.add_argument("--port", type=int, help="(default: the first free one from 7860 on)")
     parser.add_argument("--share", action="store_true", help="make a public link through Gradio's servers")
     arguments = parser.parse_args()
+    limit_threads()
     build_app(arguments.model, arguments.sam).launch(
         server_port=arguments.port, share=arguments.share, **LAUNCH_OPTIONS
     )

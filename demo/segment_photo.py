@@ -15,6 +15,7 @@ from catseg_hf.commands.model_options import MODEL_HELP
 from catseg_hf.image_io_catseg import open_image
 from catseg_hf.images.results import list_segments
 from catseg_hf.loading import resolve_model
+from catseg_hf.utils.threads import limit_threads
 from catseg_hf.visualization import draw_segmentation
 
 
@@ -31,6 +32,7 @@ def main():
     parser.add_argument("--model", default=EMBEDDED_MODEL, help=f"{MODEL_HELP} (default: the one in the package)")
     parser.add_argument("--output_dir", type=Path, default=ROOT / "output", help="folder for the result")
     arguments = parser.parse_args()
+    limit_threads()
 
     labels = arguments.labels or json.loads(SCENE_LABELS.read_text())
     image = open_image(arguments.image).convert("RGB")

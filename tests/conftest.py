@@ -1,4 +1,7 @@
+import multiprocessing
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -18,6 +21,12 @@ from catseg_testing.tokenizer import tiny_tokenizer
 
 
 ROOT = Path(__file__).parent.parent
+# How Python starts workers: in the quick tests by this system's default.
+START_METHODS = [
+    pytest.param(method, marks=() if method == multiprocessing.get_start_method() else pytest.mark.slow)
+    for method in multiprocessing.get_all_start_methods()
+    if (method, sys.platform) != ("fork", "darwin")  # where it is not safe
+]
 FIXTURES = ROOT / "tests" / "fixtures"
 
 
@@ -79,3 +88,12 @@ def model_with_vocabulary(model, processor) -> CATSegForSemanticSegmentation:
     labels = ["cat", "sofa", "sky", "tree, oak"]
     model.set_vocabulary(labels, processor(text=labels).input_ids)
     return model
+
+
+@pytest.fixture(params=START_METHODS)
+def start_method(request) -> Iterator[str]:
+    """Workers are started in each way."""
+    default = multiprocessing.get_start_method()
+    multiprocessing.set_start_method(request.param, force=True)
+    yield request.param
+    multiprocessing.set_start_method(default, force=True)

@@ -13,9 +13,8 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import Subset
 from tqdm import tqdm
 
 from catseg_hf.errors import UserError, reports_errors
@@ -24,6 +23,7 @@ from catseg_training.benchmarks.files import find_files
 from catseg_training.benchmarks.images import BenchmarkImages
 from catseg_training.benchmarks.published import PUBLISHED, find_benchmark
 from catseg_training.report.results import prediction_grid
+from catseg_training.workers import DEFAULT_NUM_WORKERS, LoadedBatches, explained_ends_of_workers, open_loader
 
 
 # Of a page, and of missing and damaged files that are listed.
@@ -76,11 +76,9 @@ def check_benchmark(benchmark: Benchmark, data_root: Path, page: Path, read_all:
     images = BenchmarkImages(benchmark, found.files)
     shown = range(0, len(images), -(-len(images) // NUM_SHOWN))
     # One by one, since sizes differ.
-    loader = DataLoader(
-        images if read_all else Subset(images, shown), batch_size=None, num_workers=num_workers, collate_fn=_unchanged
-    )
+    loader = open_loader(images if read_all else Subset(images, shown), num_workers, batch_size=None)
     examples = []
-    for example in tqdm(loader, desc=benchmark.name, leave=False):
+    for example in tqdm(LoadedBatches(loader), desc=benchmark.name, total=len(loader), leave=False):
         if "problem" not in example:
             examples += [example] if example["index"] in shown else []
         elif "does not exist" not in example["problem"]:  # those are listed already
@@ -90,10 +88,6 @@ def check_benchmark(benchmark: Benchmark, data_root: Path, page: Path, read_all:
         prediction_grid(examples, benchmark.class_names, benchmark.ignore_index).save(page)
         check.lines.append(f"images with their labels: {page}")
     return check
-
-
-def _unchanged(example: dict[str, Any]) -> dict[str, Any]:
-    return example
 
 
 @reports_errors
@@ -110,13 +104,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--output_dir", type=Path, default=Path("benchmark_data"), help="for the pages (%(default)s)")
     parser.add_argument("--read_all", action="store_true", help="read every image and label")
-    parser.add_argument("--dataloader_num_workers", type=int, default=2, help="processes that read (%(default)s)")
+    parser.add_argument(
+        "--dataloader_num_workers",
+        type=int,
+        default=DEFAULT_NUM_WORKERS,
+        help="processes that read (2, or 1 where there is one CPU)",
+    )
     args = parser.parse_args(arguments)
     benchmarks = [find_benchmark(name) for name in args.benchmarks]
     is_complete = True
     for benchmark in benchmarks:
         page = args.output_dir / f"{benchmark.name}.png"
-        check = check_benchmark(benchmark, args.data_root, page, args.read_all, args.dataloader_num_workers)
+        with explained_ends_of_workers():
+            check = check_benchmark(benchmark, args.data_root, page, args.read_all, args.dataloader_num_workers)
         print(check)
         is_complete &= not check.problems
     return 0 if is_complete else 1

@@ -34,6 +34,7 @@ from catseg_training.model import load_checkpoint
 from catseg_training.processes import build_accelerator
 from catseg_training.report.saved_model import environment
 from catseg_training.views import Views
+from catseg_training.workers import DEFAULT_NUM_WORKERS, explained_ends_of_workers
 
 
 logger = get_logger("catseg_training")
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns its exit status."""
     args = parse_arguments(arguments)
     accelerator = build_accelerator()
-    with logging_redirect_tqdm(), TerminationNotice(accelerator) as notice:
+    with logging_redirect_tqdm(), explained_ends_of_workers(), TerminationNotice(accelerator) as notice:
         status = evaluate(args, accelerator, notice)
     accelerator.end_training()
     return status
@@ -81,8 +82,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--dataloader_num_workers",
         type=int,
-        default=2,
-        help="processes that load images, for each process (%(default)s)",
+        default=DEFAULT_NUM_WORKERS,
+        help="processes that load images, for each process (2, or 1 where there is one CPU)",
     )
     parser.add_argument(
         "--sliding_window",

@@ -13,7 +13,6 @@ The exit status is 0 if all is well and 1 otherwise. Training reads the folder a
 """
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -24,6 +23,7 @@ from tqdm import tqdm
 
 from catseg_hf import load_vocabulary
 from catseg_hf.errors import UserError, reports_errors
+from catseg_hf.utils.threads import available_cpus
 from catseg_training.data.coco_stuff import NUM_CLASSES, NUM_PAIRS, UNLABELLED, coco_stuff_folders
 from catseg_training.data.coco_stuff_parquet import write_parquet
 from catseg_training.data.examples import read_example
@@ -166,9 +166,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--num_workers",
         type=int,
-        default=os.cpu_count() or 1,
+        default=available_cpus(),
         metavar="N",
-        help="processes; 0 for none beside this one (default: one for every core, %(default)s here)",
+        help="processes; 0 for none beside this one (default: one for every CPU that it may use, %(default)s here)",
     )
     parser.add_argument(
         "--max_listed",

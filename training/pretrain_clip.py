@@ -11,6 +11,7 @@ from pathlib import Path
 
 from catseg_hf.errors import UserError, reports_errors
 from catseg_training.arguments import json_object, positive
+from catseg_training.workers import explained_ends_of_workers
 from catseg_training.world.glyphs import FONT_FILE, EmojiFont, GlyphCache
 from catseg_training.world.pretraining import Phase, PretrainingConfig, pretrain
 
@@ -54,7 +55,10 @@ def main(arguments: list[str] | None = None) -> int:
         help="share of the recipe's scenes to train on; 0: the random weights that training starts from",
     )
     parser.add_argument(
-        "--dataloader_num_workers", type=positive(int), default=1, help="workers that draw scenes, for every process"
+        "--dataloader_num_workers",
+        type=positive(int, or_zero=True),
+        default=1,
+        help="workers that draw scenes, for every process",
     )
     parser.add_argument(
         "--save_steps", type=positive(int), default=100, help="steps between checkpoints (default: %(default)s)"
@@ -76,14 +80,15 @@ def main(arguments: list[str] | None = None) -> int:
             "without `seed`, `patch_weight` and `mixed_precision`, and `phases` are objects with the fields of Phase."
         ) from error
     shares = [replace(phase, num_scenes=round(options.scenes * phase.num_scenes)) for phase in config.phases]
-    pretrain(
-        replace(config, phases=shares if options.scenes else []),
-        options.output_dir,
-        GlyphCache(EmojiFont(options.font)),
-        options.save_steps,
-        options.validation_steps,
-        num_workers=options.dataloader_num_workers,
-    )
+    with explained_ends_of_workers():
+        pretrain(
+            replace(config, phases=shares if options.scenes else []),
+            options.output_dir,
+            GlyphCache(EmojiFont(options.font)),
+            options.save_steps,
+            options.validation_steps,
+            num_workers=options.dataloader_num_workers,
+        )
     return 0
 
 

@@ -35,7 +35,7 @@ from catseg_hf.errors import UserError, reports_errors
 from catseg_hf.utils.files import replaced_together
 from catseg_training.arguments import TrainArguments, parse_arguments
 from catseg_training.checkpoints import save_unwrapped
-from catseg_training.interruption import TerminationNotice
+from catseg_training.interruption import Stopped, TerminationNotice
 from catseg_training.loop import NonFiniteError, train
 from catseg_training.processes import build_accelerator
 from catseg_training.report.card import TrainingData
@@ -45,6 +45,7 @@ from catseg_training.report.saved_model import environment, save_trained_model, 
 from catseg_training.report.trackers import choose_trackers, start_trackers
 from catseg_training.run import Run
 from catseg_training.start import start_run
+from catseg_training.workers import explained_ends_of_workers
 
 
 logger = get_logger("catseg_training")
@@ -55,8 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns its exit status."""
     args = parse_arguments(arguments, __doc__)
     accelerator = build_run_accelerator(args)
-    with logging_redirect_tqdm(), TerminationNotice(accelerator) as notice:
-        is_done = (evaluate_only if args.eval_only else train_and_save)(args, accelerator, notice)
+    with logging_redirect_tqdm(), explained_ends_of_workers(), TerminationNotice(accelerator) as notice:
+        try:
+            is_done = (evaluate_only if args.eval_only else train_and_save)(args, accelerator, notice)
+        except Stopped:  # before the first step: nothing is lost
+            is_done = False
     accelerator.end_training()
     return 0 if is_done else notice.exit_status
 
@@ -84,7 +88,7 @@ def train_and_save(args: TrainArguments, accelerator: Accelerator, notice: Termi
     name, repository = args.output_dir.resolve().name, None
     if args.push_to_hub and accelerator.is_main_process:
         name = repository = create_repository(args.hub_model_id or name, args.hub_private_repo, args.hub_token)
-    start_trackers(accelerator, args.recorded())
+    start_trackers(accelerator, args.recorded(), run.state.run_id, run.state.step + 1)
     try:
         is_done = train(run)
     except NonFiniteError as error:
@@ -107,7 +111,7 @@ def train_and_save(args: TrainArguments, accelerator: Accelerator, notice: Termi
 def evaluate_only(args: TrainArguments, accelerator: Accelerator, notice: TerminationNotice) -> bool:
     """Evaluates the checkpoint that is given; returns whether it came to the end."""
     run = start_run(args, accelerator, notice)
-    start_trackers(accelerator, args.recorded())
+    start_trackers(accelerator, args.recorded(), run.state.run_id, run.state.step)
     if not run.evaluate():
         return False
     if accelerator.is_main_process:

@@ -28,7 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     arguments.check(arguments)
     from . import registration  # noqa: F401  the console script alone has not done it yet
+    from .utils.threads import limit_threads
 
+    limit_threads()
     try:
         return arguments.run(arguments)
     except UserError as error:

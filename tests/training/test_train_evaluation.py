@@ -104,7 +104,7 @@ def test_arg_max_beside_the_model(flip, loaded, images, monkeypatch):
         return original(*arguments)
 
     monkeypatch.setattr(inference, "_most_probable_class", arg_max)
-    monkeypatch.setattr(inference.os, "cpu_count", lambda: 3)
+    monkeypatch.setattr(inference, "available_cpus", lambda: 3)
     hook, threads_before = model.register_forward_pre_hook(begin), torch.get_num_threads()
     torch.set_num_threads(2)
     try:
@@ -128,7 +128,7 @@ def test_no_core_for_the_arg_max(loaded, images, monkeypatch):
     monkeypatch.setattr(
         inference, "_most_probable_class", lambda *args: threads.append(threading.get_ident()) or original(*args)
     )
-    monkeypatch.setattr(inference.os, "cpu_count", torch.get_num_threads)
+    monkeypatch.setattr(inference, "available_cpus", torch.get_num_threads)
     list(segment_images(model.eval(), processor, images, torch.device("cpu"), views=Views(False)))
     assert set(threads) == {threading.get_ident()}
 

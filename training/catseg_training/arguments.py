@@ -14,6 +14,7 @@ from catseg_hf.utils.files import read_json
 from .data.examples import LABEL_IDS
 from .evaluation import METRICS
 from .optimization import MAX_GRAD_NORM
+from .workers import DEFAULT_NUM_WORKERS
 
 
 PUBLISHED_BATCH_SIZE = 4
@@ -206,9 +207,9 @@ class TrainArguments:
     )
     dataloader_num_workers: int = option(
         DATA,
-        "processes that prepare images, for every training process (default: %(default)s)",
+        "processes that prepare images, for every training process (default: 2, or 1 where there is one CPU)",
         positive(int, or_zero=True),
-        default=2,
+        default=DEFAULT_NUM_WORKERS,
         metavar="N",
     )
 

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -44,6 +45,7 @@ class TrainingState:
         history (`list[dict]`): What was logged, in order.
         recent_losses (`list[float]`): Losses of the steps since the last log.
         positions (`list`): Of every process, where a streamed dataset was.
+        run_id (`str`): What experiment trackers know the run by.
     """
 
     run: dict[str, Any]
@@ -52,6 +54,7 @@ class TrainingState:
     history: list[dict[str, float]] = field(default_factory=list)
     recent_losses: list[float] = field(default_factory=list)
     positions: list[list[int] | None] = field(default_factory=list)
+    run_id: str = field(default_factory=lambda: uuid.uuid4().hex, compare=False)
 
     def is_evaluated(self) -> bool:
         """Whether the model of this step has been evaluated."""

@@ -15,6 +15,7 @@ from catseg_hf import CATSegProcessor
 
 from .data.examples import EvaluationImages
 from .inference import Share, segment_images
+from .interruption import Stopped
 from .metric import load_metric
 from .views import Views
 
@@ -98,7 +99,7 @@ def evaluate_model(
         batch_size (`int`): Images at a time; the scores do not depend on it.
         metric (`"confusion_matrix"` or `"mean_iou"`): This project's, or evaluate's from the Hub.
         num_workers (`int`): Processes that prepare images.
-        stop (`Callable[[], bool]`): Asked after every batch, in all processes together.
+        stop (`Callable[[], bool]`): Asked for every batch, in all processes together.
 
     Returns:
         [`Evaluation`], or `None` if `stop` said so.
@@ -117,19 +118,20 @@ def evaluate_model(
         share=share,
         batch_size=batch_size,
         num_workers=num_workers,
+        stop=stop,
     )
     total = len(share.batches(len(dataset), batch_size))
     try:
         for examples in tqdm(
             batches, desc="Evaluating", total=total, leave=False, disable=not accelerator.is_main_process
         ):
-            if stop():
-                return None
             for example in examples:
                 example["prediction"] = example["prediction"].cpu().numpy()
                 counts.update(example["prediction"], example["label"])
                 if len(result.examples) < NUM_KEPT_EXAMPLES:
                     result.examples.append(example)
+    except Stopped:
+        return None
     finally:
         model.train(was_training)
     result.scores = counts.scores()

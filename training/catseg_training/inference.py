@@ -1,7 +1,6 @@
 """Segments a dataset's images: shared between processes, batch by batch, in one view of each image or in several."""
 
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -12,13 +11,15 @@ import torch
 from accelerate.utils import gather_object
 from PIL import Image
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from catseg_hf import CATSegProcessor
+from catseg_hf.utils.threads import available_cpus
 
-from .interruption import shield_worker
+from .interruption import Stopped
 from .views import MeanProbabilities, Views
+from .workers import LoadedBatches, open_loader
 
 
 logger = logging.getLogger(__name__)
@@ -58,33 +59,44 @@ def load_batches(
     share: Share,
     batch_size: int,
     num_workers: int,
-    prepare: Callable = lambda examples: None,
+    prepare: Callable | None = None,
     pin_memory: bool = False,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[Any, list[dict[str, Any]]]]:
     """
     This process's batches of examples, each behind what `prepare` makes of it where it is loaded. What a process has
     less than another is prepared of the dataset's last example, since models that are sharded run only together.
+
+    Raises:
+        Stopped: If `stop` says so, which all processes ask together for every batch.
     """
     batches = share.batches(len(dataset), batch_size)
-    loader = DataLoader(
+    loader = open_loader(
         dataset,
+        num_workers,
+        _Collator(prepare),
         batch_sampler=[[*batch, *[len(dataset) - 1] * (count - len(batch))] for batch, count in batches],
-        collate_fn=_Collator(prepare),
-        num_workers=num_workers,
-        worker_init_fn=shield_worker,
         pin_memory=pin_memory,
     )
-    for (batch, _), (prepared, examples) in zip(batches, loader, strict=True):
+    loaded = LoadedBatches(loader)
+    for batch, _ in batches:
+        was_stopped, prepared, examples = False, None, []
+        try:
+            prepared, examples = next(loaded)
+        except Stopped:
+            was_stopped = True
+        if stop() or was_stopped:
+            raise Stopped
         yield prepared, [_with_arrays(example) for example in examples[: len(batch)]]
 
 
 class _Collator:
-    def __init__(self, prepare: Callable):
+    def __init__(self, prepare: Callable | None):
         self.prepare = prepare
 
     def __call__(self, examples: list[dict[str, Any]]) -> tuple[Any, list[dict[str, Any]]]:
         # Unlike arrays, tensors come out of a worker without being copied through a pipe.
-        return self.prepare(examples), [
+        return None if self.prepare is None else self.prepare(examples), [
             {name: torch.tensor(value) if isinstance(value, np.ndarray) else value for name, value in example.items()}
             for example in examples
         ]
@@ -172,6 +184,7 @@ def segment_images(
     num_workers: int = 0,
     exact: bool = True,
     repeated_prompts: Mapping[int, int] | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[list[dict[str, Any]]]:
     """
     Segments every image of a dataset into the model's own vocabulary.
@@ -191,10 +204,14 @@ def segment_images(
             images one by one where a batch is rounded differently.
         repeated_prompts (`Mapping[int, int]`, *optional*):
             Classes that have the same prompt as a class of a lower index, and that index, which wins ties.
+        stop (`Callable[[], bool]`): Asked for every batch, in all processes together.
 
     Yields:
         `list[dict]`: The examples of a batch, with `prediction` (H, W), int64, a tensor on the device. Where the
             model leaves a core free, it is made while the model is at the next batch.
+
+    Raises:
+        Stopped: If `stop` said so.
     """
     batched_model = _BatchedModel(model, views.sliding_window, share, exact)
 
@@ -203,7 +220,7 @@ def segment_images(
 
     def run_model() -> Iterator[tuple[list[dict[str, Any]], Outputs]]:
         prepare, pin_memory = _ViewMaker(processor, views), device.type == "cuda"
-        for inputs, examples in load_batches(dataset, share, batch_size, num_workers, prepare, pin_memory):
+        for inputs, examples in load_batches(dataset, share, batch_size, num_workers, prepare, pin_memory, stop):
             inputs = [
                 {name: pixels.to(device, non_blocking=True) for name, pixels in of_view.items()} for of_view in inputs
             ]
@@ -219,7 +236,7 @@ def segment_images(
         return batch[0]
 
     num_threads = share.world_size * torch.get_num_threads()
-    has_free_core = device.type != "cpu" or num_threads < (os.cpu_count() or 1)
+    has_free_core = device.type != "cpu" or num_threads < available_cpus()
     yield from (_beside if has_free_core else map)(add_predictions, run_model())
 
 

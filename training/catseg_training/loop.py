@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from tqdm import tqdm
 
+from .interruption import Stopped
 from .run import Run
 
 
@@ -72,7 +73,8 @@ def training_step(
 
 
 def train(run: Run) -> bool:
-    """Trains up to the last step; returns whether it was reached, and no signal to stop came before it."""
+    """Trains up to the last step; returns whether it was reached. A signal to stop that comes before is followed after
+    the current step, or while the next one's images are waited for."""
     args, accelerator, state = run.args, run.accelerator, run.state
     progress = tqdm(
         desc="Training", total=args.max_train_steps, initial=state.step, disable=not accelerator.is_main_process
@@ -88,10 +90,16 @@ def train(run: Run) -> bool:
 
         start = time.perf_counter()
         learning_rate = run.learning_rate()
+        try:
+            batches = run.next_batches()
+        except Stopped:
+            run.save()
+            return False
         losses, grad_norm = training_step(
-            run.model, run.next_batches(), run.optimizer, run.scheduler, accelerator, args.max_grad_norm
+            run.model, batches, run.optimizer, run.scheduler, accelerator, args.max_grad_norm
         )
         state.step += 1
+        run.position = run.batches.position()
         state.recent_losses.append(losses.mean().item())
         state.train_seconds += time.perf_counter() - start
         progress.update()
@@ -101,8 +109,5 @@ def train(run: Run) -> bool:
             num_images = (state.step - logged_step) * state.run["total_batch_size"]
             run.log(learning_rate, grad_norm, num_images / (state.train_seconds - logged_seconds))
             logged_seconds, logged_step = state.train_seconds, state.step
-        must_stop = run.notice.is_due()
-        if must_stop or run.is_due(args.checkpointing_steps):
+        if run.is_due(args.checkpointing_steps):
             run.save()
-        if must_stop:
-            return False

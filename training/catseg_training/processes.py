@@ -9,6 +9,9 @@ import transformers
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
+from catseg_hf.utils.processes import tell_if_alone
+from catseg_hf.utils.threads import limit_threads
+
 
 # Other processes wait for the main one while it writes, or scores with evaluate's metric.
 TIMEOUT = timedelta(hours=3)
@@ -16,11 +19,14 @@ TIMEOUT = timedelta(hours=3)
 
 def build_accelerator(**options: Any) -> Accelerator:
     """
-    An `Accelerator` for this process, under any launcher and on any device, and the main process's messages on screen.
+    An `Accelerator` for this process, under any launcher and on any device, and the main process's messages on screen,
+    what there is to say of processes and threads among them.
 
     Args:
         options: Further arguments of `Accelerator`.
     """
+    tell_if_alone()
+    limit_threads()
     accelerator = Accelerator(
         # Without being told, accelerate lets several processes on CPU run as if each were alone.
         cpu=not torch.accelerator.is_available(),

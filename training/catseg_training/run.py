@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.logging import get_logger
 from accelerate.utils import send_to_device
+from PIL import Image
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -38,7 +39,7 @@ logger = get_logger(__name__)
 class Run:
     """
     A run. `model`, `optimizer` and `scheduler` are as `accelerator.prepare` gave them; `batches` and what follows from
-    training are missing where only evaluation is wanted.
+    training are missing where only evaluation is wanted. `position` is where a stream was after the last step.
     """
 
     args: TrainArguments
@@ -52,13 +53,20 @@ class Run:
     optimizer: Optimizer | None = None
     scheduler: LRScheduler | None = None
     batches: CropBatches | StreamedBatches | None = None
+    position: list[int] | None = None
     step_vocabulary: StepVocabulary | None = None
     evaluation: Evaluation | None = None
 
     def next_batches(self) -> list[dict[str, torch.Tensor]]:
-        """This process's batches of one step, on its device."""
+        """
+        This process's batches of one step, on its device.
+
+        Raises:
+            Stopped: In all processes, if any was told to stop.
+        """
         count, device = self.accelerator.gradient_accumulation_steps, self.accelerator.device
-        batches = [send_to_device(next(self.batches), device, non_blocking=True) for _ in range(count)]
+        batches = self.notice.wait_for(lambda: [next(self.batches) for _ in range(count)])
+        batches = send_to_device(batches, device, non_blocking=True)
         if self.step_vocabulary is None:
             return batches
         model, rank = self.accelerator.unwrap_model(self.model), self.accelerator.process_index
@@ -107,9 +115,8 @@ class Run:
 
     def save(self):
         """Writes a checkpoint."""
-        position = self.batches.position()
-        if position is not None:
-            position = torch.tensor([position], device=self.accelerator.device)
+        if self.position is not None:
+            position = torch.tensor([self.position], device=self.accelerator.device)
             self.state.positions = self.accelerator.gather(position).tolist()
         folder = save_checkpoint(
             self.accelerator,
@@ -149,6 +156,8 @@ class Run:
         if evaluation is None:
             return False
         self.evaluation = evaluation
+        # The last model of a run that was killed afterwards.
+        is_known = state.is_evaluated()
         values = {name: value for name, value in evaluation.scores.items() if isinstance(value, float)}
         values["eval_seconds"] = time.perf_counter() - start
         evaluation.scores |= {
@@ -159,22 +168,26 @@ class Run:
         }
         state.record_evaluation(values)
         logger.info(f"Step {state.step}: mIoU {values.get('mean_iou', math.nan):.4f}")
-        log_values(self.accelerator, {f"eval/{name}": value for name, value in values.items()}, state.step)
         if self.accelerator.is_main_process:
-            self._keep_evaluation()
+            image = self._keep_evaluation()
+            if image is not None and not is_known:
+                log_image(self.accelerator, "eval/predictions", image, state.step)
+        if not is_known:
+            log_values(self.accelerator, {f"eval/{name}": value for name, value in values.items()}, state.step)
         return True
 
-    def _keep_evaluation(self):
-        folder = self.args.output_dir
-        names = self.config.label_names
+    def _keep_evaluation(self) -> Image.Image | None:
+        """Writes what there is to see of an evaluation, and that it was made; returns its picture, if there is one."""
+        folder, image = self.args.output_dir, None
         if self.args.example_images:
-            image = prediction_grid(self.evaluation.examples, names, self.config.semantic_loss_ignore_index)
+            names, ignore_index = self.config.label_names, self.config.semantic_loss_ignore_index
+            image = prediction_grid(self.evaluation.examples, names, ignore_index)
             with replaced_file(folder / PREDICTIONS) as path:
                 image.save(path, format="png")
-            log_image(self.accelerator, "eval/predictions", image, self.state.step)
         checkpoint = folder / f"checkpoint-{self.state.step}"
         if checkpoint.is_dir():
             self.state.write(checkpoint)
+        return image
 
     def describe_batches(self, losses: torch.Tensor) -> str:
         """Which batches of the current step gave losses `(num_processes, num_batches)` that are not finite."""

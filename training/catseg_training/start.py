@@ -99,8 +99,11 @@ def start_run(args: TrainArguments, accelerator: Accelerator, notice: Terminatio
     if checkpoint is not None:
         run.state = TrainingState.read(checkpoint)
         run.state.run = state.run
+        if checkpoint.resolve().parent != args.output_dir.resolve():
+            run.state.run_id = state.run_id  # one that branches off
     positions = run.state.positions
     batches.start(run.state.step, positions[accelerator.process_index] if positions else None)
+    run.position = batches.position()
     if checkpoint is not None:
         _load_state(accelerator, optimizer, scheduler, checkpoint)
     logger.info(

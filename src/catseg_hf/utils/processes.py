@@ -1,6 +1,7 @@
 """Processes that share a job, as `torchrun` and `accelerate launch` start them, on one machine or several."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -18,6 +19,8 @@ Value = TypeVar("Value")
 # One with much to do for a batch may be long behind the others at the end.
 TIMEOUT = timedelta(hours=3)
 _MORE_THAN_ANY = 2**48
+# Set by torchrun, and by the launchers of MPI.
+_RANKS = {"RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK"}
 
 
 class Processes:
@@ -92,6 +95,7 @@ class Processes:
 def join_processes() -> Iterator[Processes]:
     """The processes that this one was started with by a launcher, or this one alone."""
     if not _is_shared():
+        tell_if_alone()
         yield Processes()
         return
     store, rank, size = next(torch.distributed.rendezvous("env://"))
@@ -102,6 +106,17 @@ def join_processes() -> Iterator[Processes]:
         yield Processes(rank, size, store)
     finally:
         torch.distributed.destroy_process_group()
+
+
+def tell_if_alone():
+    """Says so if `accelerate launch` was asked for several processes and has started one, as it does on CPUs."""
+    # The one has an address to meet others at, but no rank among them.
+    if {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys() and not _RANKS & os.environ.keys():
+        print(
+            "This process works alone: on CPUs `accelerate launch` starts only one, whatever its --num_processes. "
+            "`torchrun --nproc_per_node N` in its place starts N.",
+            file=sys.stderr,
+        )
 
 
 def speaks_for_all() -> bool:

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from ..inference import ALONE, Share
+from ..interruption import Stopped
 from .description import Benchmark
 from .files import BenchmarkFiles
 from .images import BenchmarkImages
@@ -78,10 +79,10 @@ def evaluate_benchmark(
         resume (`bool`): Whether to go on with what is there.
         save_seconds (`float`): How often what was counted is written.
         predictions_dir (`Path`, *optional*): Folder to save predictions in.
-        stop (`Callable[[], bool]`): Asked after every batch, in all processes together.
+        stop (`Callable[[], bool]`): Asked for every batch, in all processes together.
 
     Returns:
-        [`BenchmarkResult`]: On the main process. None on the others, or if `stop` said so.
+        [`BenchmarkResult`]: On the main process. None on the others, or if it was told to stop.
 
     Raises:
         UserError: If there are counts of another evaluation.
@@ -115,12 +116,12 @@ def evaluate_benchmark(
         counter = _Counter(benchmark, tally, predictions_dir, progress)
         counting = Future()
         counting.set_result(None)
-        for examples in predictor.batches(images, indices, share):
-            counting.result()
-            counting = thread.submit(counter.count, examples, share.world_size * len(examples))
-            if stop():
-                was_stopped = True
-                break
+        try:
+            for examples in predictor.batches(images, indices, share, stop):
+                counting.result()
+                counting = thread.submit(counter.count, examples, share.world_size * len(examples))
+        except Stopped:
+            was_stopped = True
         counting.result()
     tally.write_part(at_once=True)
     accelerator.wait_for_everyone()
@@ -136,12 +137,15 @@ def evaluate_benchmark(
     }
     order = _by_score(tally.rows)
     best, worst = order[:NUM_DRAWN], order[: -NUM_DRAWN - 1 : -1]
-    drawn = {
-        example["index"]: example
-        for examples in predictor.batches(images, sorted({*best, *worst}), ALONE)
-        for example in _fetched(examples)
-        if "prediction" in example
-    }
+    try:
+        drawn = {
+            example["index"]: example
+            for examples in predictor.batches(images, sorted({*best, *worst}), ALONE)
+            for example in _fetched(examples)
+            if "prediction" in example
+        }
+    except Stopped:
+        return None
     return BenchmarkResult(
         benchmark,
         values,

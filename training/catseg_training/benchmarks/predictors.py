@@ -1,7 +1,7 @@
 """Where predictions come from: a model, or files of another one's."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,10 +65,15 @@ class ModelPredictor:
         labels = list(benchmark.vocabulary)
         self.model.set_vocabulary(labels, self.processor(text=labels).input_ids)
 
-    def batches(self, images: BenchmarkImages, indices: list[int], share: Share) -> Iterator[list[dict[str, Any]]]:
+    def batches(
+        self, images: BenchmarkImages, indices: list[int], share: Share, stop: Callable[[], bool] = lambda: False
+    ) -> Iterator[list[dict[str, Any]]]:
         """
         The examples of `indices`, batch by batch, with `prediction` (H, W), a tensor on the device, in the classes
         that are scored.
+
+        Raises:
+            Stopped: If `stop` said so, which all processes ask together for every batch.
         """
         for examples in segment_images(
             self.model,
@@ -81,6 +86,7 @@ class ModelPredictor:
             num_workers=self.num_workers,
             exact=self.exact,
             repeated_prompts=images.benchmark.repeated_prompts,
+            stop=stop,
         ):
             for example in examples:
                 if "prediction" in example:
@@ -106,10 +112,12 @@ class FilePredictor:
     def prepare(self, benchmark: Benchmark):
         pass
 
-    def batches(self, images: BenchmarkImages, indices: list[int], share: Share) -> Iterator[list[dict[str, Any]]]:
+    def batches(
+        self, images: BenchmarkImages, indices: list[int], share: Share, stop: Callable[[], bool] = lambda: False
+    ) -> Iterator[list[dict[str, Any]]]:
         """As of [`ModelPredictor`]."""
         dataset = Subset(SavedPredictions(images, self.folder), indices)
-        for _, examples in load_batches(dataset, share, self.batch_size, self.num_workers):
+        for _, examples in load_batches(dataset, share, self.batch_size, self.num_workers, stop=stop):
             for example in examples:
                 if "prediction" in example:
                     example["prediction"] = torch.from_numpy(example["prediction"])

@@ -2,15 +2,14 @@
 
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Sampler
 
 from catseg_hf.errors import UserError
 
-from ..interruption import shield_worker
+from ..workers import LoadedBatches, open_loader
 from .crops import EpochSampler, StreamingCrops, TrainingCrops
 
 
@@ -94,12 +93,14 @@ class CropBatches:
             accelerator.process_index,
             accelerator.num_processes,
         )
-        self._loader = DataLoader(crops, batch_sampler=self.sampler, **_loader_options(accelerator, num_workers))
+        self._loader = open_loader(
+            crops, num_workers, _stack, batch_sampler=self.sampler, pin_memory=accelerator.device.type == "cuda"
+        )
 
     def start(self, step: int, position: list[int] | None = None):
         """Begins with the first batch of `step`, counted from 0."""
         self.sampler.first_step = step
-        self._batches = iter(self._loader)
+        self._batches = LoadedBatches(self._loader)
 
     def __next__(self) -> dict[str, torch.Tensor]:
         return next(self._batches)
@@ -132,8 +133,13 @@ class StreamedBatches:
         self.crops = crops
         self.rank = accelerator.process_index
         # An incomplete batch would count for as much as the others.
-        self._loader = DataLoader(
-            crops, batch_size=batch_size, drop_last=True, **_loader_options(accelerator, num_workers)
+        self._loader = open_loader(
+            crops,
+            num_workers,
+            _stack,
+            batch_size=batch_size,
+            drop_last=True,
+            pin_memory=accelerator.device.type == "cuda",
         )
 
     def start(self, step: int, position: list[int] | None = None):
@@ -159,7 +165,7 @@ class StreamedBatches:
 
     def _open_pass(self) -> Iterator[dict[str, torch.Tensor]]:
         self.crops.set_epoch(self._epoch)
-        return iter(self._loader)
+        return LoadedBatches(self._loader)
 
     def position(self) -> list[int]:
         """The pass, and how many of its batches were taken."""
@@ -173,9 +179,5 @@ class StreamedBatches:
         return f"a batch of process {rank} in pass {self._epoch} over the stream, at most its {self._done}-th"
 
 
-def _loader_options(accelerator: Accelerator, num_workers: int) -> dict[str, Any]:
-    return {
-        "num_workers": num_workers,
-        "pin_memory": accelerator.device.type == "cuda",
-        "worker_init_fn": shield_worker,
-    }
+def _stack(examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    return {name: torch.stack([example[name] for example in examples]) for name in examples[0]}

@@ -32,10 +32,23 @@ def choose_trackers(report_to: str) -> list[str] | str | None:
     return [report_to]
 
 
-def start_trackers(accelerator: Accelerator, arguments: Mapping[str, Any]):
-    """Opens the run's trackers and gives them its arguments."""
-    # TensorBoard takes no None.
-    accelerator.init_trackers(PROJECT, {name: value for name, value in arguments.items() if value is not None})
+def start_trackers(accelerator: Accelerator, arguments: Mapping[str, Any], run_id: str, next_step: int):
+    """
+    Opens the run's trackers and gives them its arguments. Those that can show a run that continues as one, with each
+    step once: TensorBoard hides what was logged of later steps, Weights & Biases keeps that and takes no step again.
+
+    Args:
+        accelerator (`Accelerator`): Of the run.
+        arguments (`Mapping[str, Any]`): The command line.
+        run_id (`str`): The run, the same whenever it continues.
+        next_step (`int`): The first step that it will log.
+    """
+    accelerator.init_trackers(
+        PROJECT,
+        # TensorBoard takes no None.
+        {name: value for name, value in arguments.items() if value is not None},
+        {"tensorboard": {"purge_step": next_step}, "wandb": {"id": run_id, "resume": "allow"}},
+    )
 
 
 def log_values(accelerator: Accelerator, values: Mapping[str, float], step: int):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate.utils import send_to_device
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
@@ -19,6 +19,7 @@ from catseg_hf.modeling_catseg_cost_volume import cost_volume, dense_image_featu
 from catseg_hf.utils.files import aside_of, replaced_file, replaced_together
 
 from ..processes import build_accelerator
+from ..workers import LoadedBatches, open_loader
 from .captions import PROMPT
 from .contrastive import ContrastivePretraining, image_embeds, text_embeds
 from .glyphs import GlyphCache
@@ -272,7 +273,7 @@ def pretrain(
 
     share = slice(accelerator.process_index, None, accelerator.num_processes)
     dataset = SceneBatches(glyphs, tokenizer, config, steps[first_step:], share)
-    loader = DataLoader(dataset, batch_size=None, num_workers=num_workers, prefetch_factor=4)
+    loader = open_loader(dataset, num_workers, batch_size=None, prefetch_factor=4 if num_workers else None)
     prepared = accelerator.prepare_model(model)
     scenes = []
     if accelerator.is_main_process:
@@ -281,7 +282,11 @@ def pretrain(
         size = config.vision["image_size"]
         scenes = [draw_scene(glyphs, VALIDATION_SEED, index, size) for index in range(num_validation_scenes)]
     progress = tqdm(
-        loader, total=len(steps), initial=first_step, disable=not accelerator.is_main_process, mininterval=10
+        LoadedBatches(loader),
+        total=len(steps),
+        initial=first_step,
+        disable=not accelerator.is_main_process,
+        mininterval=10,
     )
     for step, batch in enumerate(progress, start=first_step):
         factor = learning_rate_factor(step, len(steps), config)
