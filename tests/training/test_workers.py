@@ -143,7 +143,8 @@ def test_a_small_shared_memory(tmp_path):
     unshared = ["unshare", "-m", "sh", "-c"]
     if shutil.which("unshare") is None or subprocess.run([*unshared, mount + "true"], capture_output=True).returncode:
         pytest.skip("no file system can be mounted for one process here")
-    code = "import sys; sys.path[:] = sys.argv[1:]; from test_workers import *; list(LoadedBatches(open_loader(Large(), 2)))"
+    setup = "import sys; sys.path[:] = sys.argv[1:]; from test_workers import *; "
+    code = f"{setup}list(LoadedBatches(open_loader(Large(), 2)))"
     command = [*unshared, f'{mount} exec "$@"', "sh", sys.executable, "-c", code, *sys.path, Path(__file__).parent]
     result = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     assert result.returncode == 1
