@@ -75,7 +75,8 @@ def writable_names(names: Mapping[int, str]) -> dict[int, str]:
     The names of classes, each in one line and cut if it is long, as matplotlib can write them with the
     [`font_families`]: "#" and the index where no font here can.
     """
-    return {index: _writable(composed_name(name)) or f"#{index}" for index, name in names.items()}
+    written = {index: _writable(composed_name(name)) for index, name in names.items()}
+    return {index: f"#{index}" if name is None else name for index, name in written.items()}
 
 
 def font_families(texts: Iterable[str]) -> list[str]:
