@@ -442,7 +442,7 @@ def test_terminated(own_command, tmp_path, monkeypatch, without_report):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_stopped_with_its_workers(number, own_command, tmp_path, monkeypatch, without_report):
+def test_stopped_with_its_workers(number, start_method, own_command, tmp_path, monkeypatch, without_report):
     """No process that loads images is left, and what was counted is."""
     add, kill = Tally.add, iter([os.kill])
 
