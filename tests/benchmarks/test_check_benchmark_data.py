@@ -53,7 +53,7 @@ def test_fewer_images_than_published(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_missing_and_damaged_files(three_images, workers, tmp_path, capsys):
+def test_missing_and_damaged_files(three_images, workers, start_method, tmp_path, capsys):
     write_benchmark("ade20k_150", tmp_path, stored_maps("ade20k_150"))
     labels = tmp_path / "ADEChallengeData2016" / "annotations" / "validation"
     (labels / "ADE_val_00000001.png").unlink()

@@ -377,8 +377,8 @@ def test_resumed_after_an_interruption(own, counted, loaded, accelerator, tmp_pa
         def __init__(self, stop_after):
             self.stop_after = stop_after
 
-        def batches(self, images, indices, share):
-            for number, examples in enumerate(predictor.batches(images, indices, share)):
+        def batches(self, images, indices, share, stop):
+            for number, examples in enumerate(predictor.batches(images, indices, share, stop)):
                 if number == self.stop_after:
                     raise Interrupted
                 seen.extend(example["index"] for example in examples)
@@ -442,7 +442,7 @@ def test_terminated(own_command, tmp_path, monkeypatch, without_report):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_stopped_with_its_workers(number, own_command, tmp_path, monkeypatch, without_report):
+def test_stopped_with_its_workers(number, start_method, own_command, tmp_path, monkeypatch, without_report):
     """No process that loads images is left, and what was counted is."""
     add, kill = Tally.add, iter([os.kill])
 

@@ -100,7 +100,7 @@ def damage(root: Path) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_every_problem_is_reported(prepare, small_release, download, num_workers):
+def test_every_problem_is_reported(prepare, small_release, download, num_workers, start_method):
     problems = damage(download)
     status, output, _ = prepare(num_workers=num_workers)
     assert status == 1

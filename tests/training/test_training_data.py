@@ -529,7 +529,7 @@ def epochs_of(crops: TrainingCrops, num_workers: int, **options) -> list[list[by
     return epochs
 
 
-def test_workers_never_change_the_crops(coco_stuff, load):
+def test_workers_never_change_the_crops(coco_stuff, load, start_method):
     crops = training_crops(load(coco_stuff))
     expected = epochs_of(crops, 0)
     assert len({digest for epoch in expected for digest in epoch}) == 9
@@ -547,13 +547,6 @@ def test_crops_can_be_sent_to_other_processes(coco_stuff, load):
     )
     stream = streaming_crops(load(coco_stuff, streaming=True))
     assert digests(pickle.loads(pickle.dumps(stream))) == digests(stream)
-
-
-@pytest.mark.slow
-def test_spawned_workers_make_the_same_crops(coco_stuff, load):
-    crops = training_crops(load(coco_stuff))
-    options = {"persistent_workers": True, "multiprocessing_context": "spawn"}
-    assert epochs_of(crops, 2, **options) == epochs_of(crops, 0)
 
 
 def test_order_of_an_epoch():
@@ -593,7 +586,7 @@ def stream_epochs(crops: StreamingCrops, num_workers: int) -> list[list[bytes]]:
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_streamed_crops_are_a_function_of_seed_and_epoch(coco_stuff, load, num_workers):
+def test_streamed_crops_are_a_function_of_seed_and_epoch(coco_stuff, load, num_workers, start_method):
     stream = load(coco_stuff, streaming=True)
     first, second, first_again = stream_epochs(streaming_crops(stream), num_workers)
     assert len(first) == 5 and first == first_again

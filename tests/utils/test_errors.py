@@ -47,6 +47,6 @@ def test_other_exceptions_pass(fault):
         main(fault=fault())
 
 
-def test_an_error_in_a_loaders_worker_is_printed_alone(capfd):
+def test_an_error_in_a_loaders_worker_is_printed_alone(start_method, capfd):
     assert load() == 1
     assert capfd.readouterr().err == "error: The image 'a.png' could not be read: mend it.\n"

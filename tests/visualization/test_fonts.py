@@ -11,6 +11,7 @@ import pytest
 from PIL import Image, ImageDraw, features
 
 from catseg_hf import cli
+from catseg_hf.class_words_catseg import read_classes
 from catseg_hf.video import VideoSummary
 from catseg_hf.visualization import (
     MAX_NAME_LENGTH,
@@ -246,7 +247,9 @@ def test_the_command_says_what_numbers_stand_for(small_checkpoint, tmp_path, cap
 def test_the_command_for_videos_says_it(shares, lines, tmp_path, capsys, monkeypatch):
     pytest.importorskip("av", reason="the extra `video` is not installed")
     monkeypatch.setattr("catseg_hf.video.VideoReader", nullcontext)
-    monkeypatch.setattr("catseg_hf.commands.video.load_model", lambda arguments: (None, ["雪", "Bäume", "하늘"]))
+    monkeypatch.setattr("catseg_hf.video.check_audio_output", lambda video, output: None)
+    loaded = (None, read_classes(["雪", "Bäume", "하늘"]))
+    monkeypatch.setattr("catseg_hf.commands.video.load_model", lambda arguments: loaded)
     monkeypatch.setattr("catseg_hf.video.segment_video", lambda *args, **kwargs: VideoSummary(1, shares))
     assert cli.main(["video", "in.mp4", f"--output={tmp_path / 'out.mp4'}"]) == 0
     assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("  #")] == lines

@@ -1,6 +1,7 @@
 """The pretraining of the emoji world's CLIP: its losses, its optimiser, and runs that were killed."""
 
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -344,6 +345,23 @@ def test_no_scenes_leave_random_weights(run_command, tmp_path):
     recipe.pop("phases")
     initial = build_clip(PretrainingConfig([], **recipe), load_tokenizer())
     assert all(tensor.equal(saved.state_dict()[name]) for name, tensor in initial.state_dict().items())
+
+
+def test_any_number_of_workers(start_method, run, tmp_path):
+    for count in (0, 2):
+        run(tmp_path / str(count), num_workers=count)
+    alone, shared = ((tmp_path / str(count) / "model.safetensors").read_bytes() for count in (0, 2))
+    assert alone == shared
+
+
+@pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="only workers that are forked are patched")
+def test_scenes_that_cannot_be_handed_over(run, tmp_path, monkeypatch):
+    def refuse(tensor):
+        raise RuntimeError("unable to allocate shared memory(shm)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", refuse)
+    with pytest.raises(UserError, match=r"(?s)unable to allocate shared memory.*--dataloader_num_workers 0"):
+        run(tmp_path / "clip")
 
 
 def pretrain_and_tell(folder: Path):
