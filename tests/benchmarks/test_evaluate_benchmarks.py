@@ -377,7 +377,7 @@ def test_resumed_after_an_interruption(own, counted, loaded, accelerator, tmp_pa
         def __init__(self, stop_after):
             self.stop_after = stop_after
 
-        def batches(self, images, indices, share, stop):
+        def batches(self, images, indices, share, stop=lambda: False):
             for number, examples in enumerate(predictor.batches(images, indices, share, stop)):
                 if number == self.stop_after:
                     raise Interrupted

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer import event_file_writer
 
 import train
 from catseg_testing.tiny_training import QUICK, history, run_train, save_checkpoint, write_pairs
@@ -19,6 +20,12 @@ def command(tmp_path_factory) -> list:
     start = ["--model_name_or_path", save_checkpoint(folder / "start"), "--dataset_name", write_pairs(folder / "data")]
     options = ["--max_train_steps", 5, "--checkpointing_steps", 2, "--no-sliding_window", "--report_to", "tensorboard"]
     return [*start, *QUICK, *options, "--per_device_train_batch_size", 1, "--max_eval_samples", 1]
+
+
+@pytest.fixture(autouse=True)
+def numbered_files(monkeypatch):
+    """TensorBoard reads the files of one second by their numbers in the process as text, 10 before 9."""
+    monkeypatch.setattr(event_file_writer, "_global_uid", event_file_writer.AtomicCounter(0))
 
 
 def shown(output: Path) -> dict[str, list[int]]:
