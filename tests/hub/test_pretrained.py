@@ -315,6 +315,7 @@ for line in sys.stdin:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs fork")
+@pytest.mark.slow
 def test_processes(hub, tmp_path):
     """Killed in the middle, then two at once, then the command offline: all with the converter itself."""
     home, errors = tmp_path / "home", tmp_path / "errors.txt"
