@@ -77,10 +77,11 @@ class Reached(Exception):
     ],
     ids=["segment", "video", "convert", "export", "train", "app", "segment_photo"],
 )
-def test_programs_limit_their_threads(main, arguments, monkeypatch):
+def test_programs_limit_their_threads(main, arguments, tmp_path, monkeypatch):
     def reach():
         raise Reached
 
+    monkeypatch.chdir(tmp_path)
     for module in (threads, sys.modules[main.__module__], sys.modules[build_accelerator.__module__]):
         monkeypatch.setattr(module, "limit_threads", reach, raising=False)
     monkeypatch.setattr(sys, "argv", ["program", *arguments])
