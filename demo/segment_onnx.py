@@ -152,7 +152,7 @@ def main():
         classes = np.repeat(np.arange(len(groups) + 1), [*map(len, groups), len(arguments.background)])
         classes = np.where(classes < len(groups), classes, NO_CLASS).astype(np.uint16)
         text_embeds = segmenter.encode(words)
-    image = read_image(arguments.image, segmenter.settings["value_range"])
+    image = read_image(arguments.image, segmenter.settings.get("value_range"))
     segmentation = classes[most_probable_class(segmenter.probabilities(image, text_embeds), image.size[::-1])]
     shares = np.bincount(segmentation.ravel(), minlength=len(labels))[: len(labels)] / segmentation.size
     for index in shares.argsort()[::-1]:

@@ -193,6 +193,8 @@ def test_a_pixel_and_a_heat_map(visit, result):
     visit.page.get_by_label("Class", exact=True).click()
     visit.page.get_by_role("option", name="zebra").click()
     visit.page.wait_for_function(f"document.querySelector('#heat img').src != {before!r}")
+    heat.scroll_into_view_if_needed()
+    visit.page.wait_for_function("document.querySelector('#heat img').naturalHeight > 0")
     box = heat.bounding_box()
     heat.click(position={"x": box["width"] * 0.25, "y": box["height"] * 0.5})
     x, y = (visit.page.get_by_label(name, exact=True) for name in "xy")

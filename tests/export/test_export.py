@@ -145,9 +145,16 @@ def test_what_lies_beside_the_graphs(onnx_folder, checkpoint):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sliding_window", [True, False])
-@pytest.mark.parametrize("labels", [None, ["cat", "tree, oak", "sofa"]])
-def test_example_needs_no_torch(labels, sliding_window, onnx_folder, checkpoint, tmp_path):
+@pytest.mark.parametrize(
+    ("labels", "background", "sliding_window"),
+    [
+        (None, None, True),
+        (["cat", "tree, oak", "sofa"], None, False),
+        (["cat|sofa", "tree, oak"], ["sky"], True),
+        (None, ["wall", "floor"], False),
+    ],
+)
+def test_example_needs_no_torch(labels, background, sliding_window, onnx_folder, checkpoint, tmp_path):
     folder = tmp_path / "exported"
     folder.mkdir()
     for path in onnx_folder.iterdir():
@@ -158,13 +165,16 @@ def test_example_needs_no_torch(labels, sliding_window, onnx_folder, checkpoint,
 
     options = [f"--model={folder}", f"--image={IMAGE}", f"--output={tmp_path / 'labels.png'}"]
     options += ["--labels", *labels] if labels else []
+    options += ["--background", *background] if background else []
     script = ROOT / "demo" / "segment_onnx.py"
     subprocess.run([sys.executable, "-c", WITHOUT_TORCH, script, *options], check=True, env={"PATH": ""})
     found = np.asarray(Image.open(tmp_path / "labels.png"))
 
     segmenter = pipeline("zero-shot-image-segmentation", model=str(checkpoint))
-    expected = segmenter(IMAGE, candidate_labels=labels, sliding_window=sliding_window, return_segmentation_map=True)
-    assert (found == expected["segmentation"].numpy()).mean() > 0.999
+    words = {"candidate_labels": labels, "background_labels": background}
+    expected = segmenter(IMAGE, **words, sliding_window=sliding_window, return_segmentation_map=True)["segmentation"]
+    assert (expected == -1).any() == bool(background)
+    assert (found == (expected % 65536).numpy()).mean() > 0.999
 
 
 @pytest.mark.slow
