@@ -581,6 +581,7 @@ print(json.dumps([before, after]))
 """
 
 
+@pytest.mark.slow
 def test_built_in_pipelines_of_other_models_stay_the_same(tmp_path):
     command = [sys.executable, "-c", OTHER_MODELS, FIXTURES, tmp_path]
     done = subprocess.run(command, capture_output=True, text=True)

@@ -139,7 +139,12 @@ def test_chart_without_a_class():
 
 @pytest.mark.parametrize(
     "vocabulary, share_absent",
-    [("pascal_voc_20", 0), ("coco_stuff_171", 0), ("ade20k_847", 0), ("ade20k_847", 0.5)],
+    [
+        ("pascal_voc_20", 0),
+        ("coco_stuff_171", 0),
+        pytest.param("ade20k_847", 0, marks=pytest.mark.slow),
+        ("ade20k_847", 0.5),
+    ],
 )
 def test_charts_grow_with_the_classes_and_stay_readable(vocabulary, share_absent, tmp_path):
     names = load_vocabulary(vocabulary)

@@ -35,7 +35,7 @@ def run(source, output, *options, labels="grass, water, snow, cat, balloon"):
     return cli.main(["video", str(source), "--output", str(output), "--labels", labels, *options])
 
 
-@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+@pytest.mark.parametrize("suffix", [".mp4", pytest.param(".mkv", marks=pytest.mark.slow)])
 def test_ten_seconds_keep_their_frames_rate_size_and_audio(tmp_path, capsys, suffix):
     clip = write_clip(tmp_path / f"clip{suffix}", pan(0, 5 * RATE) + pan(3, 5 * RATE))
     assert run(clip, tmp_path / f"out{suffix}") == 0
@@ -323,6 +323,7 @@ def test_an_interrupted_run_leaves_nothing(segmenter, tmp_path, monkeypatch):
     assert names(tmp_path) == ["clip.mp4"]
 
 
+@pytest.mark.slow
 def test_without_pyav(tmp_path):
     code = (
         "import sys; sys.modules['av'] = None; from catseg_hf.cli import main; "
