@@ -168,6 +168,7 @@ def succeeds(environment, *command) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_an_uploaded_model_loads_by_its_name(hub, tmp_path, monkeypatch, environment):
     monkeypatch.setenv("HF_TOKEN", hub.token)
     options = ["--checkpoint_path", FIXTURES / "original.pth", "--push_to_hub", "tester/catseg-tiny", "--private"]

@@ -108,6 +108,7 @@ def test_killed_and_resumed(segment, complete, killed_at, tmp_path):
     check_resumed(segment, complete, tmp_path, killed_at)
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_in_two_processes(segment, complete, tmp_path):
     check_resumed(segment, complete, tmp_path, killed_at=10, world_size=2)
 

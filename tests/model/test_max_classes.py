@@ -39,7 +39,7 @@ def test_kept_classes_are_segmented_as_if_alone(model, inputs, limit, num_class_
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("sliding_window", [False, True])
+@pytest.mark.parametrize("sliding_window", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_limit_that_cuts_nothing_changes_no_bit(model, inputs, sliding_window):
     expected = model(**inputs, sliding_window=sliding_window).logits
     for limit in (None, NUM_CLASSES, 1000):

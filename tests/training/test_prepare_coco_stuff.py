@@ -137,6 +137,7 @@ def test_help_can_be_understood(capsys):
     assert "stuffthingmaps_trainval2017.zip" in text and "--allow_partial" in text and "exit status" in text
 
 
+@pytest.mark.slow
 def test_script_writes_a_data_set_for_the_hub(download, tmp_path):
     output = tmp_path / "new" / "parquet"
     command = [sys.executable, SCRIPT, "--data_dir", download, "--parquet_dir", output, "--allow_partial"]

@@ -243,7 +243,7 @@ def no_worker_is_left() -> bool:
 
 
 @needs_fork
-@pytest.mark.parametrize("step", [0, 1])
+@pytest.mark.parametrize("step", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_told_to_stop_while_it_waits_to_train(step, train, complete, tmp_path, monkeypatch):
     """There is a checkpoint, from which the run goes on to the same weights."""
     options = ["--skip_evaluation", "--resume_from_checkpoint", "latest", "--output_dir", tmp_path / "out"]
