@@ -239,6 +239,8 @@ def touch_at(monkeypatch, owner: object, name: str, path: Path):
 
 def no_worker_is_left() -> bool:
     gc.collect()  # matplotlib's errors keep the frames of a run that has ended
+    for worker in multiprocessing.active_children():
+        worker.join(30)  # torch tells a worker to end and does not wait for it
     return not multiprocessing.active_children()
 
 
