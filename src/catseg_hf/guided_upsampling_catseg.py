@@ -29,7 +29,7 @@ MAX_CELLS = 160
 """Most cells on a side: what the models decode for a whole image that is cut into windows."""
 
 # Cells and pixels on a side, and classes, that are worked on at a time. They bound the memory whatever their numbers.
-_BLOCK_CELLS, _BLOCK_PIXELS, _BLOCK_CLASSES = 32, 512, 16
+_BLOCK_CELLS, _BLOCK_PIXELS, _BLOCK_CLASSES = 32, 256, 16
 _POOLED_VALUES = 2**23
 # Far below any probability, also where a class may win at one of four cells only.
 _NEVER = -1e6
