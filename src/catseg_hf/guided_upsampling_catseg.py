@@ -75,7 +75,9 @@ def most_probable_guided_class(logits: torch.Tensor, guide: torch.Tensor) -> tup
     classes = winner.unique()
     probabilities = torch.cat([_at_cells(logits[indices], grid) for indices in classes.split(per_chunk)])
     segmentation, probability = guided_arg_max(probabilities, guide)
-    return classes[segmentation], probability
+    for rows in segmentation.split(_BLOCK_PIXELS):
+        rows.copy_(classes[rows])
+    return segmentation, probability
 
 
 def _at_cells(logits: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
