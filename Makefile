@@ -86,6 +86,7 @@ embedded-model-controls: $(addprefix $(WORLD)/,$(addsuffix /model.safetensors,ca
 	$(EVALUATE) --name catseg_without_pretraining --scenes $(WORLD)/scenes --model $(WORLD)/without-pretraining
 	$(EVALUATE) --name other_scenes --scenes $(WORLD)/other-scenes --model $(SHIPPED)
 	$(EVALUATE) --name sliding_window --scenes $(WORLD)/scenes --model $(SHIPPED) --all_words_only --sliding_window
+	$(EVALUATE) --name guided --scenes $(WORLD)/scenes --model $(SHIPPED) --all_words_only --upsampling guided
 	$(EVALUATE) --name bfloat16 --scenes $(WORLD)/scenes --model $(SHIPPED) --all_words_only --dtype bfloat16
 	$(EVALUATE) --name compiled --scenes $(WORLD)/scenes --model $(SHIPPED) --all_words_only --compile
 	$(EVALUATE) --name other_style --scenes $(WORLD)/fluent --model $(SHIPPED)

@@ -21,6 +21,7 @@ from catseg_app.segmentation import EMBEDDED, Segmentation, find_model, load_mod
 from catseg_hf import VOCABULARIES, OpenVocabularySegmentationPipeline, load_vocabulary
 from catseg_hf.commands.model_options import MODEL_HELP
 from catseg_hf.errors import UserError
+from catseg_hf.guided_upsampling_catseg import UPSAMPLINGS
 from catseg_hf.hub.released_weights import VARIANTS
 from catseg_hf.repeated_prompts_catseg import describe_repeated_prompts
 from catseg_hf.utils.threads import limit_threads
@@ -97,6 +98,7 @@ def build_app(models: Sequence[str] = (), sams: Sequence[str] = ()) -> gr.Blocks
         sliding_window: bool,
         sam: str,
         background: str,
+        upsampling: str,
         progress: gr.Progress = gr.Progress(),
     ) -> tuple[Segmentation, dict[str, Any]]:
         if image is None:
@@ -110,7 +112,7 @@ def build_app(models: Sequence[str] = (), sams: Sequence[str] = ()) -> gr.Blocks
         warn_of_repeated_prompts(segmenter, classes.words)
         progress(0.3, f"Segmenting into {len(classes.names)} classes")
         sam = find_model(sam, sams) if sam else None
-        result = segment(segmenter, image, classes, threshold, sliding_window, sam)
+        result = segment(segmenter, image, classes, threshold, sliding_window, sam, upsampling)
         return result, summarize(result)
 
     with gr.Blocks(title="CAT-Seg", analytics_enabled=False, delete_cache=(HOUR, HOUR)) as app:
@@ -147,6 +149,12 @@ def build_app(models: Sequence[str] = (), sams: Sequence[str] = ()) -> gr.Blocks
                         0, 1, 0, step=0.01, label="Threshold", info="Less probable pixels stay unlabelled."
                     )
                     sliding_window = gr.Checkbox(label="Sliding window", info="Slower, finer.")
+                    upsampling = gr.Radio(
+                        UPSAMPLINGS,
+                        value="bilinear",
+                        label="Upsampling",
+                        info="Guided: the classes' borders follow those in the image.",
+                    )
                     sam = gr.Dropdown(
                         [("off", ""), *sams],
                         value="",
@@ -191,7 +199,7 @@ def build_app(models: Sequence[str] = (), sams: Sequence[str] = ()) -> gr.Blocks
         segmented = gr.on(
             [run.click, labels.submit],
             segment_image,
-            [image, labels, model, threshold, sliding_window, sam, background],
+            [image, labels, model, threshold, sliding_window, sam, background, upsampling],
             [result, summary],
             show_progress_on=segmentation,
             api_name="segment",
@@ -287,7 +295,7 @@ def draw_heat_map(result: Segmentation | None, label: str) -> Image.Image:
 @with_messages
 def compare_labels(result: Segmentation | None, labels: str, opacity: float) -> list[gr.AnnotatedImage]:
     segmenter = load_model(check(result).model)
-    settings = result.threshold, result.sliding_window, result.sam
+    settings = result.threshold, result.sliding_window, result.sam, result.upsampling
     classes = parse_classes(labels)
     warn_of_repeated_prompts(segmenter, classes.words)
     other = segment(segmenter, result.image, classes, *settings)

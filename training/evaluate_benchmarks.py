@@ -23,6 +23,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from catseg_hf.commands.model_options import MODEL_HELP
 from catseg_hf.errors import UserError, reports_errors
+from catseg_hf.guided_upsampling_catseg import UPSAMPLINGS
 from catseg_training.benchmarks.card import write_model_card
 from catseg_training.benchmarks.evaluation import evaluate_benchmark
 from catseg_training.benchmarks.files import find_files
@@ -97,6 +98,12 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="test-time augmentation, no part of the published protocol: average the probabilities of what the model "
         f"sees at the scales {', '.join(map(str, TTA_SCALES))} and in the mirror, twelve predictions for each image",
     )
+    parser.add_argument(
+        "--upsampling",
+        choices=UPSAMPLINGS,
+        default="bilinear",
+        help="guided, which is no part of the published protocol: borders follow those in the image (%(default)s)",
+    )
     parser.add_argument("--predictions_dir", type=Path, help="save predictions here, as BENCHMARK/NAME.png")
     parser.add_argument(
         "--from_predictions",
@@ -114,8 +121,9 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(arguments)
     if (args.model is None) == (args.from_predictions is None):
         parser.error("give one of --model and --from_predictions")
-    if args.from_predictions is not None and (args.tta or args.predictions_dir or args.write_model_card):
-        parser.error("--tta, --predictions_dir and --write_model_card need --model")
+    needs_model = args.tta or args.predictions_dir or args.write_model_card or args.upsampling != "bilinear"
+    if args.from_predictions is not None and needs_model:
+        parser.error("--tta, --upsampling guided, --predictions_dir and --write_model_card need --model")
     if args.batch_size < 1 or args.dataloader_num_workers < 0:
         parser.error("--batch_size must be at least 1, --dataloader_num_workers at least 0")
     return args
@@ -183,6 +191,7 @@ def build_predictor(args: argparse.Namespace, accelerator: Accelerator) -> Model
         args.batch_size,
         args.dataloader_num_workers,
         args.exact,
+        args.upsampling,
     )
 
 

@@ -23,6 +23,7 @@ def summarize(result: Segmentation) -> dict[str, Any]:
         "threshold": result.threshold,
         "sliding_window": result.sliding_window,
         "sam": result.sam,
+        "upsampling": result.upsampling,
         "labels": result.labels,
         **result.classes.described(),
         "segments": result.segments,
@@ -68,6 +69,7 @@ def python_code(result: Segmentation, opacity: float) -> str:
     if result.sam:
         sam_import = "\nfrom catseg_hf.loading import load_mask_generator"
         sam = f"\n    mask_generator=load_mask_generator({json.dumps(result.sam)}),"
+    upsampling = f"\n    upsampling={json.dumps(result.upsampling)}," if result.upsampling != "bilinear" else ""
     return f"""\
 from transformers import pipeline
 
@@ -83,7 +85,7 @@ result = segmenter(
     image,
     candidate_labels=labels,{background}
     threshold={result.threshold},
-    sliding_window={result.sliding_window},{sam}
+    sliding_window={result.sliding_window},{sam}{upsampling}
     return_segmentation_map=True,
 )
 for segment in result["segments"]:

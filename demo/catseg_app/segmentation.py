@@ -41,6 +41,7 @@ class Segmentation:
         segments (`list[dict]`): `index`, `label`, `area` (share in 0..1) and `score` (mean probability in 0..1) of
             every class in the segmentation, the largest first.
         probabilities (`torch.HalfTensor` of shape (T, h, w)): Of all classes in 0..1, at the model's resolution.
+        upsampling (`str`): As it was given.
     """
 
     image: Image.Image
@@ -52,6 +53,7 @@ class Segmentation:
     segmentation: torch.Tensor
     segments: list[dict[str, Any]]
     probabilities: torch.Tensor
+    upsampling: str = "bilinear"
 
     @property
     def labels(self) -> list[str]:
@@ -119,6 +121,7 @@ def segment(
     threshold: float = 0.0,
     sliding_window: bool = False,
     sam: str | None = None,
+    upsampling: str = "bilinear",
 ) -> Segmentation:
     """
     Segments an image.
@@ -130,6 +133,7 @@ def segment(
         threshold (`float`, *optional*, defaults to 0): Pixels less probable than this get no class.
         sliding_window (`bool`, *optional*, defaults to `False`): Whether to average overlapping windows.
         sam (`str`, *optional*): Folder or Hub id of a Segment Anything model, whose masks the classes follow.
+        upsampling (`str`, *optional*, defaults to `"bilinear"`): `"guided"` lets borders follow those in the image.
 
     Raises:
         ValueError: What the pipeline refuses, or if the Segment Anything model cannot be loaded.
@@ -143,6 +147,7 @@ def segment(
         threshold=threshold,
         sliding_window=sliding_window,
         mask_generator=load_masks(sam) if sam else None,
+        upsampling=upsampling,
         return_segmentation_map=True,
         return_probabilities=True,
     )
@@ -156,6 +161,7 @@ def segment(
         segmentation=result["segmentation"].short(),
         segments=list_segments(result),
         probabilities=_shrink(result["probabilities"]).half(),
+        upsampling=upsampling,
     )
 
 

@@ -11,7 +11,7 @@ Both classes share everything but step 1: Pillow does it in `CATSegImageProcesso
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -36,6 +36,7 @@ from transformers.utils import TensorType, logging, requires_backends
 from typing_extensions import Self
 
 from .errors import UserError, refuse_misspelt
+from .guided_upsampling_catseg import check_upsampling, most_probable_guided_class
 from .image_io_catseg import open_image
 from .image_pixels_catseg import check_value_range, flatten_images, rgb_pixels
 from .label_maps_catseg import open_label_maps, prepare_label_map, reduce_labels
@@ -96,6 +97,20 @@ def _height_and_width(size: Any) -> dict[str, int]:
         f"`size` is {size!r}, but without the sliding window an image is resized to a height and a width: pass "
         "`size={'height': ..., 'width': ...}` or `image_size`."
     )
+
+
+def _best(
+    logits: torch.Tensor, size: tuple[int, int], guide: torch.Tensor | None, index: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The most probable classes, and their probabilities, of the image at a place in the batch."""
+    if guide is None:
+        return most_probable_class(logits, size)
+    if tuple(guide.shape[1:]) != tuple(size):
+        raise UserError(
+            f"Image {index} has size {tuple(guide.shape[1:])} (height, width), but its target size is {tuple(size)}: "
+            "guided upsampling follows an image at its own size, pass that as the target size, or leave it out."
+        )
+    return most_probable_guided_class(logits, guide)
 
 
 class _CATSegImageProcessing:
@@ -350,6 +365,8 @@ class _CATSegImageProcessing:
         outputs: Any,
         target_sizes: "list[tuple[int, int]] | torch.Tensor | None" = None,
         return_segmentation_scores: bool = False,
+        upsampling: str = "bilinear",
+        images: ImageInput | None = None,
     ) -> "list[torch.Tensor] | list[SemanticSegmentationPostProcessorOutput]":
         """
         Turns the model's logits into label maps: the probabilities `sigmoid(logits)`, not the logits, are resized to
@@ -361,29 +378,60 @@ class _CATSegImageProcessing:
             outputs:
                 The model's output, with `logits` of shape (B, T, h, w).
             target_sizes (`list[tuple[int, int]]` or `torch.Tensor` of shape (B, 2), *optional*):
-                Height and width in pixels of every image. By default nothing is resized.
+                Height and width in pixels of every image. By default nothing is resized, or with `images` to their
+                sizes.
             return_segmentation_scores (`bool`, *optional*, defaults to `False`):
-                Whether to return the resized probabilities too, in 0..1.
+                Whether to return the probabilities too, in 0..1 and resized bilinearly whatever the `upsampling`.
+            upsampling (`str`, *optional*, defaults to `"bilinear"`):
+                `"guided"` makes the classes' borders follow those in the images.
+            images (`ImageInput`, *optional*):
+                With `upsampling="guided"` the images in their own sizes, as `preprocess` took them.
 
         Returns:
             A list of B `torch.LongTensor` of shape (H, W), or, with `return_segmentation_scores=True`, a list of B
             `SemanticSegmentationPostProcessorOutput` with `segmentation` (H, W) and `segmentation_scores` (T, H, W).
 
         Raises:
-            `UserError`: when there is not one target size per image, or one is not two positive integers.
+            `UserError`: when there is not one target size per image, or one is not two positive integers; for an
+            upsampling that does not exist, and for `"guided"` without one image for each, of the target size.
         """
+        guides = None
+        if check_upsampling(upsampling) == "guided":
+            guides = self._guides(images, len(outputs.logits))
+            target_sizes = [guide.shape[1:] for guide in guides] if target_sizes is None else target_sizes
         results = []
-        for image_logits, size in with_target_sizes(outputs.logits, target_sizes):
+        for index, (image_logits, size) in enumerate(with_target_sizes(outputs.logits, target_sizes)):
+            guide = None if guides is None else guides[index]
             if return_segmentation_scores:
                 scores = resize_bilinear(image_logits.float().sigmoid()[None], size)[0]
-                data = {"segmentation": scores.argmax(dim=0), "segmentation_scores": scores}
+                segmentation = scores.argmax(dim=0) if guide is None else _best(image_logits, size, guide, index)[0]
+                data = {"segmentation": segmentation, "segmentation_scores": scores}
                 results.append(SemanticSegmentationPostProcessorOutput(data=data))
             else:
-                results.append(most_probable_class(image_logits, size)[0])
+                results.append(_best(image_logits, size, guide, index)[0])
         return results
 
+    def _guides(self, images: ImageInput | None, count: int) -> list[torch.Tensor]:
+        """Images of any kind as guides (3, H, W)."""
+        images = [] if images is None else flatten_images(images, ndim=3)
+        if len(images) != count:
+            raise UserError(
+                f'{len(images)} images were given for {count} in the logits, but `upsampling="guided"` follows the '
+                "borders of each: pass `images`, as they were given to the processor."
+            )
+        settings = {"do_convert_rgb": self.do_convert_rgb, "do_rescale": self.do_rescale}
+        guides = [
+            self._open_and_process_image(image, value_range=self.value_range, index=index, **settings)
+            for index, image in enumerate(images)
+        ]
+        is_255 = [self.do_rescale and guide.is_floating_point() for guide in guides]
+        return [guide / 255 if scale else guide for guide, scale in zip(guides, is_255, strict=True)]
+
     def post_process_most_probable_class(
-        self, outputs: Any, target_sizes: "list[tuple[int, int]] | torch.Tensor | None" = None
+        self,
+        outputs: Any,
+        target_sizes: "list[tuple[int, int]] | torch.Tensor | None" = None,
+        guides: Sequence[torch.Tensor] | None = None,
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """
         What `post_process_semantic_segmentation` gives, with the probability of the class that was taken. Memory stays
@@ -394,16 +442,23 @@ class _CATSegImageProcessing:
                 The model's output, with `logits` of shape (B, T, h, w).
             target_sizes (`list[tuple[int, int]]` or `torch.Tensor` of shape (B, 2), *optional*):
                 Height and width in pixels of every image. By default nothing is resized.
+            guides (`Sequence[torch.Tensor]`, *optional*):
+                For guided upsampling each image in its target size (3, H, W), RGB, uint8 or float in 0..1.
 
         Returns:
             A list of B pairs: the classes, a `torch.LongTensor` of shape (H, W), and their probabilities, a
             `torch.FloatTensor` of shape (H, W) in 0..1.
 
         Raises:
-            `UserError`: when there is not one target size per image, or one is not two positive integers.
+            `UserError`: when there is not one target size per image, one is not two positive integers, or a guide is
+            of another size.
         """
         pairs = with_target_sizes(outputs.logits, target_sizes)
-        return [most_probable_class(image_logits, size) for image_logits, size in pairs]
+        guides = [None] * len(pairs) if guides is None else guides
+        return [
+            _best(image_logits, size, guide, index)
+            for index, ((image_logits, size), guide) in enumerate(zip(pairs, guides, strict=True))
+        ]
 
 
 class CATSegImageProcessorPil(_CATSegImageProcessing, PilBackend):

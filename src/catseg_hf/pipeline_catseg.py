@@ -21,6 +21,7 @@ from transformers.utils import logging
 
 from .class_words_catseg import ClassWords, read_classes
 from .errors import UserError, first_line
+from .guided_upsampling_catseg import as_guide, check_upsampling
 from .image_io_catseg import open_image, upright
 from .image_pixels_catseg import check_value_range
 from .refinement import refine_segmentation
@@ -129,6 +130,11 @@ class OpenVocabularySegmentationPipeline(Pipeline):
                 image's own size, and returns its masks, or a dictionary with these `masks`. For the generators of
                 segment-anything and sam2, which take arrays: `lambda image: generator.generate(np.asarray(image))`.
                 Probabilities that are returned stay as they were.
+            upsampling (`str`, *optional*, defaults to `"bilinear"`):
+                `"guided"` makes the segments' borders follow those in the image, see
+                [`~guided_upsampling_catseg.most_probable_guided_class`]; pixels count in `score` and for the
+                `threshold` with the probability that this gives them. Probabilities that are returned stay as they
+                were, and pixels under a mask of the `mask_generator` follow that.
             value_range (`tuple[float, float]`, *optional*):
                 The stored values that become black and white, for images that use another part of their type's
                 range, see [`CATSegImageProcessorKwargs`]. By default the processor's.
@@ -157,8 +163,8 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         Raises:
             UserError: For an image that cannot be read; what [`read_classes`] or
                 [`CATSegProcessor.encode_vocabulary`] refuses of the labels; a threshold that is not between 0 and 1;
-                another number of prompt templates than the model's; a mask generator that gives no masks of booleans,
-                or masks of another aspect ratio than the image's.
+                another number of prompt templates than the model's; an upsampling that does not exist; a mask
+                generator that gives no masks of booleans, or masks of another aspect ratio than the image's.
         """
         if candidate_labels is not None:
             kwargs["candidate_labels"] = candidate_labels
@@ -198,6 +204,7 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         timeout: float | None = None,
         value_range: tuple[float, float] | None = None,
         mask_generator: Callable[[Image.Image], Any] | None = None,
+        upsampling: str | None = None,
         hypothesis_template: str | None = None,
         subtask: str | None = None,
         mask_threshold: float | None = None,
@@ -250,6 +257,10 @@ class OpenVocabularySegmentationPipeline(Pipeline):
                 )
             preprocess_kwargs["keep_image"] = True
             forward_kwargs["mask_generator"] = mask_generator
+        if upsampling is not None:
+            forward_kwargs["upsampling"] = check_upsampling(upsampling)
+            if upsampling == "guided":
+                preprocess_kwargs["keep_image"] = True
         return preprocess_kwargs, forward_kwargs, postprocess_kwargs
 
     def preprocess(
@@ -278,6 +289,7 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         max_classes_per_image: int | None = None,
         return_probabilities: bool = False,
         mask_generator: Callable[[Image.Image], Any] | None = None,
+        upsampling: str = "bilinear",
     ) -> dict[str, list]:
         model_inputs = dict(model_inputs)
         # Lists are what the base class collates batches to.
@@ -296,7 +308,8 @@ class OpenVocabularySegmentationPipeline(Pipeline):
             max_classes_per_image=max_classes_per_image,
         )
         # Here and not in `postprocess`: it is done where the logits are, which need not be moved or kept then.
-        pairs = self.processor.image_processor.post_process_most_probable_class(outputs, target_sizes)
+        guides = [as_guide(image) for image in images] if upsampling == "guided" else None
+        pairs = self.processor.image_processor.post_process_most_probable_class(outputs, target_sizes, guides)
         if mask_generator is not None:
             pairs = [
                 refine_segmentation(

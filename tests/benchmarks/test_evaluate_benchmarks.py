@@ -21,6 +21,7 @@ from PIL import Image
 
 import evaluate_benchmarks
 from catseg_hf import CATSegForSemanticSegmentation, CATSegProcessor, load_vocabulary
+from catseg_hf.guided_upsampling_catseg import UPSAMPLINGS
 from catseg_testing.benchmark_folders import LABELS, expected_labels, stored_maps, write_benchmark, write_own_benchmark
 from catseg_testing.tiny_training import save_checkpoint
 from catseg_training.benchmarks import evaluation
@@ -28,9 +29,11 @@ from catseg_training.benchmarks.charts import confused_classes
 from catseg_training.benchmarks.evaluation import evaluate_benchmark
 from catseg_training.benchmarks.files import find_files
 from catseg_training.benchmarks.images import BenchmarkImages
+from catseg_training.benchmarks.predictions import prediction_file
 from catseg_training.benchmarks.predictors import ModelPredictor
 from catseg_training.benchmarks.published import find_benchmark
 from catseg_training.benchmarks.tally import Tally
+from catseg_training.boundary_iou import BoundaryIou
 from catseg_training.views import View, Views
 
 
@@ -109,13 +112,13 @@ def brute_force(pairs: list[tuple[np.ndarray, np.ndarray]], num_classes: int, ig
     }
 
 
-def segmented(loaded, names: list[str], image: Image.Image, sliding_window: bool) -> np.ndarray:
+def segmented(loaded, names: list[str], image: Image.Image, sliding_window: bool, **upsampling) -> np.ndarray:
     """What a user gets for one image, in the classes of a vocabulary."""
     model, processor = loaded
     inputs = processor(images=image, text=names, sliding_window=sliding_window)
     with torch.inference_mode():
         outputs = model(**inputs, sliding_window=sliding_window)
-    (prediction,) = processor.post_process_semantic_segmentation(outputs, [(image.height, image.width)])
+    (prediction,) = processor.post_process_semantic_segmentation(outputs, [(image.height, image.width)], **upsampling)
     return prediction.numpy()
 
 
@@ -566,6 +569,57 @@ def test_tta(sliding_window, loaded, own):
     np.testing.assert_array_equal(examples[0]["prediction"].numpy()[clear], mean.argmax(axis=0)[clear])
 
 
+@pytest.mark.parametrize("tta", [False, True])
+def test_guided_upsampling(tta, loaded, own, own_command, tmp_path, without_report):
+    """Predictions are the processor's, and the results say how they were made."""
+    benchmark = find_benchmark(str(own.file))
+    command = [*own_command, "--no-sliding_window", "--upsampling", "guided", *["--tta"] * tta]
+    assert run(*command, "--output_dir", tmp_path / "out", "--predictions_dir", tmp_path / "saved") == 0
+    num_changed = 0
+    for example in map(BenchmarkImages(benchmark, find_files(benchmark, own.folder).files).__getitem__, range(7)):
+        image = Image.fromarray(example["image"])
+        saved = np.asarray(Image.open(prediction_file(tmp_path / "saved", benchmark.name, example["name"])))
+        plain = segmented(loaded, list(benchmark.vocabulary), image, False)
+        num_changed += (saved != plain).sum()
+        if not tta:
+            guided = segmented(loaded, list(benchmark.vocabulary), image, False, upsampling="guided", images=image)
+            np.testing.assert_array_equal(saved, guided)
+    assert num_changed > 0
+    result = results_in(tmp_path / "out")["own"]
+    assert result["settings"]["upsampling"] == "guided"
+    assert ", guided upsampling |" in (tmp_path / "out" / "results.md").read_text()
+    assert run(*own_command, "--no-sliding_window", "--output_dir", tmp_path / "out", "--resume") == 1
+
+
+def test_guided_upsampling_in_the_card(roots, checkpoint, tmp_path, without_report):
+    model = shutil.copytree(checkpoint, tmp_path / "model")
+    arguments = ["--model", model, "--data_root", roots["ade20k_150"], "--no-sliding_window", "--write_model_card"]
+    for upsampling in UPSAMPLINGS:
+        output = tmp_path / upsampling
+        assert run(*arguments, "--benchmarks", "ade20k_150", "--upsampling", upsampling, "--output_dir", output) == 0
+        card = ModelCard((model / "README.md").read_text())
+        is_guided = upsampling == "guided"
+        expected = {"upsampling": "guided"} if is_guided else None
+        assert all(each.metric_args == expected for each in card.data.eval_results)
+        assert ("ADE20K-150, guided upsampling" in card.text) == is_guided
+
+
+def test_boundary_iou(own, own_command, loaded, tmp_path, without_report):
+    """That of all images together, without what is ignored."""
+    assert run(*own_command, "--no-sliding_window", "--output_dir", tmp_path, "--batch_size", 3) == 0
+    benchmark = find_benchmark(str(own.file))
+    counts = BoundaryIou(len(benchmark.class_names), benchmark.ignore_index)
+    for example in map(BenchmarkImages(benchmark, find_files(benchmark, own.folder).files).__getitem__, range(7)):
+        prediction = segmented(loaded, list(benchmark.vocabulary), Image.fromarray(example["image"]), False)
+        counts.add(np.minimum(prediction, benchmark.last_class), example["label"])
+    result, expected = results_in(tmp_path)["own"], counts.scores()
+    assert 0 < expected["mean_boundary_iou_present"] < 1
+    for name, value in expected.items():
+        found = np.array(result[name], dtype=float)  # null is NaN
+        np.testing.assert_array_equal(found, value, err_msg=name)
+    assert f"| {100 * expected['mean_boundary_iou_present']:.1f} |" in (tmp_path / "results.md").read_text()
+
+
 @pytest.mark.parametrize("scale, parts", [(0.75, 1), (1.0, 1), (1.25, 4), (2.0, 4), (2.5, 9)])
 def test_scales(scale, parts):
     """Together the parts of a scale cover the image, and each fills the model's input."""
@@ -670,6 +724,8 @@ def test_model_card(roots, checkpoint, tmp_path, without_report):
         ([], "one of --model and --from_predictions"),
         (["--model", "x", "--from_predictions", "y"], "one of --model and --from_predictions"),
         (["--from_predictions", "y", "--tta"], "need --model"),
+        (["--from_predictions", "y", "--upsampling", "guided"], "need --model"),
+        (["--model", "x", "--upsampling", "cubic"], "'cubic'"),
         (["--model", "x", "--batch_size", "0"], "--batch_size"),
     ],
 )

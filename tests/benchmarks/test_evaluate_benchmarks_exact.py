@@ -10,6 +10,7 @@ from catseg_testing.tiny_training import TrainingDriver, save_checkpoint
 
 
 SCORES = ("mean_iou", "mean_iou_present", "overall_accuracy", "per_category_iou", "num_images", "num_pixels")
+SCORES += ("mean_boundary_iou", "mean_boundary_iou_present", "per_category_boundary_iou")
 
 
 @pytest.fixture(scope="module")

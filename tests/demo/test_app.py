@@ -257,6 +257,21 @@ def test_a_heat_map_is_brighter_where_the_class_is_more_probable(result):
     assert brightness[values > 0.9].min() > brightness[values < 0.1].max()
 
 
+def test_guided_upsampling(segmenter, result, tmp_path, monkeypatch):
+    guided = segment(segmenter, Image.open(SCENE), LABELS, upsampling="guided")
+    expected = segmenter(Image.open(SCENE), candidate_labels=LABELS, upsampling="guided", return_segmentation_map=True)
+    assert torch.equal(guided.segmentation.long(), expected["segmentation"])
+    assert (guided.segmentation != result.segmentation).float().mean() > 0.001
+    assert torch.equal(guided.probabilities, result.probabilities)
+    assert summarize(guided)["upsampling"] == "guided" and summarize(result)["upsampling"] == "bilinear"
+    assert "upsampling" not in python_code(result, 0.4)
+    monkeypatch.chdir(tmp_path)
+    guided.image.save("image.jpg", format="PNG")
+    exec(python_code(guided, opacity=0.4), {})
+    drawn = draw_segmentation(guided.image, guided.segmentation, LABELS, 0.4)
+    assert np.array_equal(np.array(Image.open("overlay.png")), np.array(drawn))
+
+
 @pytest.mark.parametrize("threshold", [0.0, 0.45])
 def test_files(segmenter, tmp_path, threshold):
     result = segment(segmenter, Image.open(SCENE), LABELS, threshold)

@@ -9,8 +9,10 @@ from torch.nn.functional import interpolate
 
 import evaluate_world
 from catseg_hf import EMBEDDED_MODEL, CATSegForSemanticSegmentation, CATSegProcessor
+from catseg_hf.guided_upsampling_catseg import UPSAMPLINGS
+from catseg_training.boundary_iou import BoundaryIou
 from catseg_training.world.captions import PROMPT
-from catseg_training.world.evaluation import evaluate_clip, mean_ious, read_scenes
+from catseg_training.world.evaluation import boundary_ious, evaluate_clip, mean_ious, read_scenes
 from catseg_training.world.folders import NO_CLASS
 from catseg_training.world.pretraining import pixel_values, validate
 from catseg_training.world.scenes import Scene
@@ -112,7 +114,38 @@ def test_command(clip_folder, tmp_path, capsys):
     assert all(scores["num_scenes"] == 3 for scores in results.values())
     assert results["short"]["all_words"] == results["catseg"]["all_words"]
     assert results["clip"] == {"num_scenes": 3, **evaluate_clip(clip_folder, *read_scenes(SCENES, "gate", 3))}
+    assert set(results["catseg"]["own_words"]) == {"seen", "unseen", "boundary_seen", "boundary_unseen"}
     assert '"absent_share"' in capsys.readouterr().out
+
+
+def test_guided_upsampling(tmp_path, capsys):
+    file = tmp_path / "results.json"
+    common = ["--scenes", str(SCENES), "--split", "gate", "--num_scenes", "3", "--json", str(file), "--all_words_only"]
+    for name in UPSAMPLINGS:
+        command = [*common, "--name", name, "--model", EMBEDDED_MODEL, "--upsampling", name]
+        assert evaluate_world.main(command) == 0
+    results = json.loads(file.read_text())
+    assert results["guided"]["upsampling"] == "guided" and "upsampling" not in results["bilinear"]
+    plain, guided = (results[name]["all_words"] for name in ("bilinear", "guided"))
+    assert guided["seen"] > plain["seen"] + 0.02 and guided["boundary_seen"] > plain["boundary_seen"] + 0.03
+    with pytest.raises(SystemExit):
+        evaluate_world.main([*common, "--name", "x", "--clip", "clip", "--upsampling", "guided"])
+    assert "--upsampling guided needs --model" in capsys.readouterr().err
+
+
+def test_boundary_iou_of_scenes(scenes):
+    """Of each word over all scenes; a word that does not occur does not count."""
+    labels = scenes[1]
+    assert set(boundary_ious(labels, labels).values()) == {1.0}
+    moved = boundary_ious(np.roll(labels, 2, axis=2), labels)
+    counts = BoundaryIou(len(classes()), NO_CLASS)
+    for prediction, label in zip(np.roll(labels, 2, axis=2), labels, strict=True):
+        counts.add(prediction, label)
+    ious = counts.scores()["per_category_boundary_iou"]
+    for name, words in (("seen", seen_words()), ("unseen", unseen_words())):
+        present = [index for index in map(classes().index, words) if (labels == index).any()]
+        assert moved[f"boundary_{name}"] == pytest.approx(ious[present].mean())
+        assert 0.2 < moved[f"boundary_{name}"] < 0.9
 
 
 def test_missing_scenes(tmp_path, capsys):

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from catseg_hf import CATSegProcessor
+from catseg_hf.guided_upsampling_catseg import as_guide
 from catseg_hf.utils.threads import available_cpus
 
 from .interruption import Stopped
@@ -183,6 +184,7 @@ def segment_images(
     batch_size: int = 1,
     num_workers: int = 0,
     exact: bool = True,
+    upsampling: str = "bilinear",
     repeated_prompts: Mapping[int, int] | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[list[dict[str, Any]]]:
@@ -202,6 +204,7 @@ def segment_images(
         num_workers (`int`): Processes that prepare images.
         exact (`bool`): Whether predictions must not depend on the batch size in a single pixel. The model then gets
             images one by one where a batch is rounded differently.
+        upsampling (`str`): `"guided"` lets the classes' borders follow those in the images.
         repeated_prompts (`Mapping[int, int]`, *optional*):
             Classes that have the same prompt as a class of a lower index, and that index, which wins ties.
         stop (`Callable[[], bool]`): Asked for every batch, in all processes together.
@@ -232,7 +235,8 @@ def segment_images(
     def add_predictions(batch: tuple[list[dict[str, Any]], Outputs]) -> list[dict[str, Any]]:
         for example, output in zip(*batch, strict=False):
             if "image" in example:
-                example["prediction"] = _most_probable_class(processor, output, example["label"].shape)
+                guide = as_guide(example["image"]) if upsampling == "guided" else None
+                example["prediction"] = _most_probable_class(processor, output, example["label"].shape, guide)
         return batch[0]
 
     num_threads = share.world_size * torch.get_num_threads()
@@ -268,13 +272,18 @@ def _use_one_core():
 
 
 def _most_probable_class(
-    processor: CATSegProcessor, output: torch.Tensor | MeanProbabilities, size: tuple[int, int]
+    processor: CATSegProcessor,
+    output: torch.Tensor | MeanProbabilities,
+    size: tuple[int, int],
+    guide: torch.Tensor | None,
 ) -> torch.Tensor:
-    """Classes (H, W) of an image with logits (T, h, w), or with probabilities over all views."""
+    """Classes (H, W) of an image with logits (T, h, w), or with probabilities over all views; guided by the image
+    (3, H, W), if that is given."""
     if isinstance(output, MeanProbabilities):
-        return output.most_probable_class()
+        return output.most_probable_class(guide)
     outputs = SemanticSegmenterOutput(logits=output[None])
-    return processor.post_process_semantic_segmentation(outputs, target_sizes=[size])[0]
+    guides = None if guide is None else [guide]
+    return processor.image_processor.post_process_most_probable_class(outputs, [size], guides)[0][0]
 
 
 def _mean_probabilities(

@@ -7,7 +7,8 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from catseg_hf.sliding_window_catseg import resize_bilinear
+from catseg_hf.guided_upsampling_catseg import most_probable_guided_class
+from catseg_hf.sliding_window_catseg import finite_logit, resize_bilinear
 from catseg_hf.tensor_ops_catseg import independent_chunks
 
 
@@ -126,6 +127,9 @@ class MeanProbabilities:
                 coverage[part.box(*self.size)] += 1
         return coverage
 
-    def most_probable_class(self) -> torch.Tensor:
-        """`(H, W)`, int64; of equal classes the first."""
+    def most_probable_class(self, guide: torch.Tensor | None = None) -> torch.Tensor:
+        """`(H, W)`, int64; of equal classes the first. With a `guide`, the image `(3, H, W)` in uint8, borders follow
+        those in it."""
+        if guide is not None:
+            return most_probable_guided_class(finite_logit(self.total), guide)[0]
         return self.total.argmax(dim=0)

@@ -38,6 +38,12 @@ def add_model_options(parser: argparse.ArgumentParser):
         "--background", help='what else there is, in the same form: its pixels get no class: "wall, floor"'
     )
     parser.add_argument("--threshold", type=probability, help="pixels less probable than this get no class")
+    parser.add_argument(
+        "--upsampling",
+        choices=["bilinear", "guided"],
+        default="bilinear",
+        help="guided: the borders of classes follow those in the image (default: %(default)s)",
+    )
     parser.add_argument("--device", help="such as cpu or cuda:0 (default: an accelerator, if any)")
     parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto")
 

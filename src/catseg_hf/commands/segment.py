@@ -82,7 +82,7 @@ def _prepare(arguments: argparse.Namespace, images: list[str]) -> "FileSegmenter
     value_range = None if arguments.value_range is None else check_value_range(arguments.value_range)
     dtype = str(segmenter.model.dtype)
     model = segmenter.model.name_or_path  # where weights by name lie
-    settings = Settings(model, arguments.sam, classes, arguments.threshold, value_range, dtype)
+    settings = Settings(model, arguments.sam, classes, arguments.threshold, value_range, dtype, arguments.upsampling)
     return FileSegmenter(
         segmenter,
         images,

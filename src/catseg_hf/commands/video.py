@@ -64,6 +64,7 @@ def run(arguments: argparse.Namespace) -> int:
                 threshold=arguments.threshold,
                 smoothing=arguments.smoothing,
                 opacity=arguments.opacity,
+                upsampling=arguments.upsampling,
             )
     except DamagedVideoError as error:
         print(f"catseg-hf: error: {printable(str(error))}", file=sys.stderr)

@@ -21,6 +21,7 @@ class Settings:
         threshold (`float` or `None`): As the pipeline takes it.
         value_range (`tuple[float, float]` or `None`): As the pipeline takes it.
         dtype (`str`): In which the model computes.
+        upsampling (`str`): As the pipeline takes it.
     """
 
     model: str
@@ -29,6 +30,7 @@ class Settings:
     threshold: float | None
     value_range: tuple[float, float] | None
     dtype: str
+    upsampling: str = "bilinear"
 
     def digests(self) -> dict[str, str]:
         """A digest of each setting that is not left out, by its name. Of models in folders the sizes and times of
@@ -42,6 +44,8 @@ class Settings:
         settings |= {"dtype": self.dtype, "sam": None if self.sam is None else _checkpoint(self.sam)}
         if self.value_range is not None:
             settings["range"] = self.value_range
+        if self.upsampling != "bilinear":
+            settings["upsampling"] = self.upsampling
         return {name: _digest(value) for name, value in settings.items()}
 
 

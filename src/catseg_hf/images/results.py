@@ -111,6 +111,7 @@ def write_summary(output: Path, settings: Settings, records: list[dict[str, Any]
         **settings.classes.described(),
         "threshold": settings.threshold,
         "range": settings.value_range,
+        "upsampling": settings.upsampling,
         "images": records,
         "unreadable": [{"image": image, "error": error} for image, error in unreadable],
     }

@@ -173,6 +173,7 @@ class FileSegmenter:
             batch_size=len(readable),
             threshold=self.settings.threshold,
             mask_generator=self.mask_generator,
+            upsampling=self.settings.upsampling,
             return_segmentation_map=True,
         )
         for image, result in zip(readable, results, strict=True):

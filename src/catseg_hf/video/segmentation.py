@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from ..class_words_catseg import ClassWords, read_classes
 from ..errors import UserError
+from ..guided_upsampling_catseg import as_guide, check_upsampling
 from ..pipeline_catseg import OpenVocabularySegmentationPipeline
 from ..sliding_window_catseg import finite_logit
 from ..utils.files import replaced_file
@@ -92,6 +93,7 @@ class FrameSegmenter:
         sliding_window (`bool`, *optional*): As [`~OpenVocabularySegmentationPipeline.__call__`] takes it.
         threshold (`float`, *optional*): As well.
         smoothing (`float`, *optional*, defaults to 0.2): `time_constant` of the [`TemporalAverage`].
+        background_labels, upsampling: As [`~OpenVocabularySegmentationPipeline.__call__`] takes them.
 
     Raises:
         ValueError: For what [`CATSegProcessor.encode_vocabulary`] and [`TemporalAverage`] refuse.
@@ -105,8 +107,10 @@ class FrameSegmenter:
         threshold: float | None = None,
         smoothing: float = DEFAULT_SMOOTHING,
         background_labels: str | Sequence[str] | None = None,
+        upsampling: str = "bilinear",
     ):
         self.segmenter, self.sliding_window, self.threshold = segmenter, sliding_window, threshold
+        self.upsampling = check_upsampling(upsampling)
         self.classes = read_classes(labels, background_labels)
         self.average = TemporalAverage(smoothing)
         with torch.inference_mode():
@@ -129,7 +133,10 @@ class FrameSegmenter:
         outputs = model(**inputs, text_embeds=self.text_embeds, sliding_window=self.sliding_window)
         outputs.logits = finite_logit(self.average(outputs.logits.float().sigmoid(), image, time))
         size = [(image.height, image.width)]
-        ((segmentation, probability),) = processor.image_processor.post_process_most_probable_class(outputs, size)
+        guides = [as_guide(image)] if self.upsampling == "guided" else None
+        ((segmentation, probability),) = processor.image_processor.post_process_most_probable_class(
+            outputs, size, guides
+        )
         segmentation = self.classes.merge_segmentation(segmentation)
         return segmentation if self.threshold is None else segmentation.masked_fill(probability < self.threshold, -1)
 
@@ -144,6 +151,7 @@ def segment_video(
     smoothing: float = DEFAULT_SMOOTHING,
     opacity: float = 0.6,
     background_labels: str | Sequence[str] | None = None,
+    upsampling: str = "bilinear",
 ) -> VideoSummary:
     """
     Writes a video under its segmentation, with the size, orientation, times and audio that it had, and beside it
@@ -151,7 +159,8 @@ def segment_video(
     first video stream and its audio, such as subtitles, nothing is kept.
 
     Args:
-        segmenter, labels, sliding_window, threshold, smoothing, background_labels: As for [`FrameSegmenter`].
+        segmenter, labels, sliding_window, threshold, smoothing, background_labels, upsampling: As for
+            [`FrameSegmenter`].
         video ([`VideoReader`]): The video.
         output (`str` or `PathLike`): A file that does not exist yet: .mp4, .mov or .mkv.
         opacity (`float`, *optional*, defaults to 0.6): Of the colours, between 0 and 1.
@@ -166,7 +175,9 @@ def segment_video(
     """
     output = Path(output)
     check_video_output(output)
-    segment_frame = FrameSegmenter(segmenter, labels, sliding_window, threshold, smoothing, background_labels)
+    segment_frame = FrameSegmenter(
+        segmenter, labels, sliding_window, threshold, smoothing, background_labels, upsampling
+    )
     num_frames, sums = 0, Counter()
     with (
         replaced_file(output) as aside,

@@ -52,6 +52,7 @@ def write_model_card(
             metric_type=key,
             metric_name=title,
             metric_value=results[benchmark.name][key],
+            metric_args=_how(results[benchmark.name]),
         )
         for benchmark in benchmarks
         for key, title in METRICS.items()
@@ -63,6 +64,12 @@ def write_model_card(
     for folder in {output_dir, Path(model) if Path(model).is_dir() else output_dir}:
         with replaced_file(folder / "README.md") as path:
             path.write_text(str(card), encoding="utf-8")
+
+
+def _how(values: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a score depends on that is no part of the published protocol."""
+    upsampling = values.get("settings", {}).get("upsampling", "bilinear")
+    return None if upsampling == "bilinear" else {"upsampling": upsampling}
 
 
 def _read_card(model: str) -> ModelCard:

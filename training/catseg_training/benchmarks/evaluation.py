@@ -216,6 +216,7 @@ def _values(benchmark: Benchmark, tally: Tally) -> dict[str, Any]:
         "published_percent": dict(benchmark.published),
         "per_category_iou": scores["per_category_iou"],
         "per_category_accuracy": scores["per_category_accuracy"],
+        "per_category_boundary_iou": scores["per_category_boundary_iou"],
     }
 
 

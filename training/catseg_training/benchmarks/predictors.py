@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils.data import Subset
 
 from catseg_hf import CATSegProcessor
+from catseg_hf.guided_upsampling_catseg import check_upsampling
 
 from ..inference import Share, load_batches, segment_images
 from ..views import Views
@@ -28,7 +29,7 @@ class ModelPredictor:
         device (`torch.device`), precision (`str`): Where it is, and its mixed precision.
         views ([`Views`]): How it looks at images.
         batch_size (`int`), num_workers (`int`): Images at a time, and processes that load them.
-        exact (`bool`): Whether predictions must not depend on the batch size, see [`segment_images`].
+        exact (`bool`), upsampling (`str`): See [`segment_images`].
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class ModelPredictor:
         batch_size: int,
         num_workers: int,
         exact: bool = True,
+        upsampling: str = "bilinear",
     ):
         self.model = model.eval()
         self.processor = processor
@@ -50,12 +52,14 @@ class ModelPredictor:
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.exact = exact
+        self.upsampling = check_upsampling(upsampling)
         self.identity = {
             "model": name,
             "weights": _digest(model),
             "sliding_window": views.sliding_window,
             "scales": list(views.scales),
             "flip": views.flip,
+            "upsampling": upsampling,
             "precision": precision,
             "batch_size": "any" if exact else batch_size,
         }
@@ -85,6 +89,7 @@ class ModelPredictor:
             batch_size=self.batch_size,
             num_workers=self.num_workers,
             exact=self.exact,
+            upsampling=self.upsampling,
             repeated_prompts=images.benchmark.repeated_prompts,
             stop=stop,
         ):

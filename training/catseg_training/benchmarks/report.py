@@ -21,13 +21,15 @@ from .evaluation import BenchmarkResult
 COLUMNS = {
     "mean_iou_present": "mIoU, classes in the labels",
     "mean_iou": "mIoU, classes in labels or predictions",
+    "mean_boundary_iou_present": "Boundary IoU, classes in the labels",
     "overall_accuracy": "pixel accuracy",
 }
 PAPER_COLUMNS = {"base": "paper, ViT-B/16", "large": "paper, ViT-L/14"}
 TABLE_NOTE = """\
 Percent. The paper's figures follow the rule of the first column (detectron2 since July 2022: the mean over the classes
 that occur in the labels). The second column is the mean over the classes that occur in labels or predictions (the
-evaluate library, mmsegmentation, detectron2 before).
+evaluate library, mmsegmentation, detectron2 before). Boundary IoU (Cheng et al., CVPR 2021) counts only pixels within
+2 % of the image's diagonal of the borders.
 """
 
 
@@ -102,8 +104,9 @@ def _row(benchmark: Benchmark, values: Mapping[str, Any]) -> dict[str, Any]:
     coverage = f"{num_images:,}" if num_images == expected else f"{num_images:,} of {expected:,}"
     if values["num_images_left_out"]:
         coverage += f", {values['num_images_left_out']:,} left out"
+    is_guided = values.get("settings", {}).get("upsampling") == "guided"
     return {
-        "benchmark": benchmark.title,
+        "benchmark": benchmark.title + ", guided upsampling" * is_guided,
         **{title: 100 * values[name] for name, title in COLUMNS.items()},
         "images": coverage,
         **{title: benchmark.published.get(model) for model, title in PAPER_COLUMNS.items()},

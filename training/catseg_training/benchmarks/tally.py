@@ -12,6 +12,7 @@ import numpy as np
 from catseg_hf.errors import UserError
 from catseg_hf.utils.files import replaced_file
 
+from ..boundary_iou import BoundaryIou, boundary_scores
 from ..metric import load_metric
 from .description import Benchmark
 
@@ -23,7 +24,8 @@ RUN_FILE = "run.json"
 
 class Tally:
     """
-    The confusion matrix and a row of scores for each image, of all processes and runs together.
+    The confusion matrix, the counts of Boundary IoU and a row of scores for each image, of all processes and runs
+    together.
 
     They are kept as parts, files that are written whole and never changed: every image is in one of them.
 
@@ -39,17 +41,18 @@ class Tally:
         self.folder = folder
         self.part_seconds = part_seconds
         self.rows: list[dict[str, Any]] = []
-        self.matrix = self._nothing()
+        self.matrix, self.boundary = self._nothing()
         self._metric = load_metric(len(benchmark.class_names), benchmark.ignore_index)
+        self._boundary = BoundaryIou(len(benchmark.class_names), benchmark.ignore_index)
         self._begin_part()
 
-    def _nothing(self) -> np.ndarray:
+    def _nothing(self) -> tuple[np.ndarray, np.ndarray]:
         size = len(self.benchmark.class_names)
-        return np.zeros((size, size), dtype=np.int64)
+        return np.zeros((size, size), dtype=np.int64), np.zeros((3, size), dtype=np.int64)
 
     def _begin_part(self):
         self._new_rows: list[dict[str, Any]] = []
-        self._new_matrix = self._nothing()
+        self._new_matrix, self._new_boundary = self._nothing()
         self._part_begun = time.monotonic()
 
     def check(self, run: dict[str, Any], resume: bool):
@@ -98,13 +101,14 @@ class Tally:
     def load(self):
         """Reads what all processes have counted. A part that is damaged is left out: its images count as not done."""
         rows: dict[int, dict[str, Any]] = {}
-        self.matrix = self._nothing()
+        self.matrix, self.boundary = self._nothing()
         for part in map(_read_part, self._parts()):
             if part is not None:
-                new_rows, counts = part
+                new_rows, counts, boundary = part
                 # An image that had a problem at first may have been repaired since.
                 rows |= {row["index"]: row for row in new_rows if "problem" not in row or row["index"] not in rows}
                 np.add.at(self.matrix, (counts[:, 0], counts[:, 1]), counts[:, 2])
+                self.boundary += boundary
         self.rows = [rows[index] for index in sorted(rows)]
 
     def _parts(self) -> list[Path]:
@@ -131,9 +135,12 @@ class Tally:
         scores = {name: value for name, value in self._metric.compute().items() if isinstance(value, float)}
         height, width = example["label"].shape
         num_pixels = int(matrix.sum())
+        boundary = self._boundary.count(example["prediction"], example["label"])
         self._new_rows.append(row | {"height": height, "width": width, "num_pixels": num_pixels} | scores)
         self._new_matrix += matrix
         self.matrix += matrix
+        self._new_boundary += boundary
+        self.boundary += boundary
 
     def write_part(self, at_once: bool = False):
         """Writes what was added since the last part, if enough time has passed or `at_once`."""
@@ -141,22 +148,25 @@ class Tally:
             return
         labels, predictions = np.nonzero(self._new_matrix)
         counts = np.stack([labels, predictions, self._new_matrix[labels, predictions]], axis=-1)
-        text = json.dumps({"rows": self._new_rows, "counts": counts.tolist()})
+        parts = {"rows": self._new_rows, "counts": counts.tolist(), "boundary": self._new_boundary.tolist()}
+        text = json.dumps(parts)
         path = self.folder / f"part-{uuid.uuid4().hex}.json"
         with replaced_file(path) as aside:
             aside.write_text(text, encoding="utf-8")
         self._begin_part()
 
     def scores(self) -> dict[str, Any]:
-        """The metric's scores of everything that was loaded and added."""
-        return self._metric.scores(self.matrix)
+        """The metric's scores, and those of Boundary IoU, of everything that was loaded and added."""
+        return self._metric.scores(self.matrix) | boundary_scores(self.boundary)
 
 
-def _read_part(path: Path) -> tuple[list[dict[str, Any]], np.ndarray] | None:
-    """Rows and counts (number, 3) of a part: class of the label, class of the prediction, pixels; None if damaged."""
+def _read_part(path: Path) -> tuple[list[dict[str, Any]], np.ndarray, np.ndarray] | None:
+    """Rows and counts (number, 3) of a part: class of the label, class of the prediction, pixels; and counts (3, C) of
+    Boundary IoU. None if damaged."""
     try:
         part = json.loads(path.read_text(encoding="utf-8"))
-        return part["rows"], np.array(part["counts"], dtype=np.int64).reshape(-1, 3)
+        counts = np.array(part["counts"], dtype=np.int64).reshape(-1, 3)
+        return part["rows"], counts, np.array(part["boundary"], dtype=np.int64)
     except (OSError, ValueError, KeyError, TypeError) as error:
         logger.warning(f"{path} is damaged: its images are evaluated again ({error}).")
         return None

@@ -13,9 +13,11 @@ from transformers import AutoModelForSemanticSegmentation, AutoProcessor, CLIPMo
 
 import catseg_hf  # noqa: F401  (registers CAT-Seg with the Auto classes)
 from catseg_hf.errors import UserError
+from catseg_hf.guided_upsampling_catseg import as_guide, check_upsampling, most_probable_guided_class
 from catseg_hf.modeling_catseg_cost_volume import cost_volume, dense_image_features
 from catseg_hf.utils.files import replaced_file
 
+from ..boundary_iou import BoundaryIou
 from .captions import PROMPT
 from .contrastive import text_embeds
 from .folders import NO_CLASS
@@ -50,7 +52,19 @@ def classes_of(labels: np.ndarray) -> np.ndarray:
 
 def mean_ious(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     """Mean intersection over union, in [0, 1], of the seen and the unseen words that occur."""
-    ious = word_iou(predictions, labels)
+    return _means(word_iou(predictions, labels), labels)
+
+
+def boundary_ious(predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Mean Boundary IoU, in [0, 1], of the seen and the unseen words that occur."""
+    counts = BoundaryIou(len(classes()), NO_CLASS)
+    for prediction, label in zip(predictions, labels, strict=True):
+        counts.add(prediction, label)
+    ious = dict(zip(classes(), counts.scores()["per_category_boundary_iou"].tolist(), strict=True))
+    return {f"boundary_{name}": score for name, score in _means(ious, labels).items()}
+
+
+def _means(ious: dict[str, float], labels: np.ndarray) -> dict[str, float]:
     present = {classes()[index] for index in classes_of(labels)}
     return {
         name: float(np.mean([ious[word] for word in words if word in present]))
@@ -91,6 +105,7 @@ class Segmenter:
         dtype (`torch.dtype`): What it computes in.
         sliding_window (`bool`): Whether it sees windows of the enlarged scene, or the scene as it is.
         compiled (`bool`): Whether `torch.compile` has its forward pass.
+        upsampling (`str`): `"bilinear"`, of logits, or `"guided"`, where borders follow those in the scene.
     """
 
     def __init__(
@@ -99,10 +114,12 @@ class Segmenter:
         dtype: torch.dtype = torch.float32,
         sliding_window: bool = False,
         compiled: bool = False,
+        upsampling: str = "bilinear",
     ):
         self._model = AutoModelForSemanticSegmentation.from_pretrained(folder, dtype=dtype).to(_device()).eval()
         self._processor = AutoProcessor.from_pretrained(folder)
         self._sliding_window = sliding_window
+        self._upsampling = check_upsampling(upsampling)
         input_ids = self._processor(text=list(classes())).input_ids.to(self._model.device)
         with torch.no_grad():
             self._text_embeds = self._model.get_text_embeds(input_ids)
@@ -117,14 +134,17 @@ class Segmenter:
             text_embeds=self._text_embeds[class_ids.tolist()],
             sliding_window=self._sliding_window,
         ).logits
+        if self._upsampling == "guided":
+            return class_ids[most_probable_guided_class(logits[0], as_guide(image))[0].cpu().numpy()]
         logits = F.interpolate(logits.float(), size=image.shape[:2], mode="bilinear")
         return class_ids[logits[0].argmax(dim=0).cpu().numpy()]
 
 
 def evaluate_all_words(segment: Segmenter, images: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """[`mean_ious`] with all words as the vocabulary."""
+    """[`mean_ious`] and [`boundary_ious`] with all words as the vocabulary."""
     every = np.arange(len(classes()))
-    return mean_ious(np.stack([segment(image, every) for image in tqdm(images, mininterval=20)]), labels)
+    predictions = np.stack([segment(image, every) for image in tqdm(images, mininterval=20)])
+    return mean_ious(predictions, labels) | boundary_ious(predictions, labels)
 
 
 def evaluate_catseg(segment: Segmenter, images: np.ndarray, labels: np.ndarray, seed: int = 0) -> dict[str, Any]:
@@ -142,7 +162,7 @@ def evaluate_catseg(segment: Segmenter, images: np.ndarray, labels: np.ndarray, 
         absent.append(np.isin(segment(image, np.concatenate([own, others])), others).mean())
     return {
         "all_words": evaluate_all_words(segment, images, labels),
-        "own_words": mean_ious(np.stack(own_words), labels),
+        "own_words": mean_ious(np.stack(own_words), labels) | boundary_ious(np.stack(own_words), labels),
         "absent_share": float(np.mean(absent)),
     }
 

@@ -32,6 +32,7 @@ ROWS = (
     ("catseg_without_pretraining", "CAT-Seg on a CLIP with random weights"),
     ("other_scenes", "CAT-Seg, scenes of a further seed, drawn and scored once after all else"),
     ("sliding_window", "CAT-Seg, sliding window"),
+    ("guided", "CAT-Seg, guided upsampling"),
     ("bfloat16", "CAT-Seg, bfloat16"),
     ("compiled", "CAT-Seg, compiled"),
     ("other_style", "CAT-Seg, scenes drawn from Fluent emoji, a style it never saw"),
