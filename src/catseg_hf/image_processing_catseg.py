@@ -39,10 +39,10 @@ from .errors import UserError, refuse_misspelt
 from .image_io_catseg import open_image
 from .image_pixels_catseg import check_value_range, flatten_images, rgb_pixels
 from .label_maps_catseg import open_label_maps, prepare_label_map, reduce_labels
-from .post_processing_catseg import most_probable_class, with_target_sizes
+from .post_processing_catseg import is_large, label_map, most_probable_class, with_target_sizes
 from .remote_code_catseg import IMAGE_PROCESSOR_AUTO_MAP
 from .resizing_catseg import get_resized_size
-from .tensor_ops_catseg import resize_bilinear
+from .tensor_ops_catseg import resize_bilinear, shrink_bilinear
 
 
 logger = logging.get_logger(__name__)
@@ -96,6 +96,10 @@ def _height_and_width(size: Any) -> dict[str, int]:
         f"`size` is {size!r}, but without the sliding window an image is resized to a height and a width: pass "
         "`size={'height': ..., 'width': ...}` or `image_size`."
     )
+
+
+def _resize_image(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    return resize_bilinear(image.float()[None], size)[0]
 
 
 class _CATSegImageProcessing:
@@ -316,7 +320,8 @@ class _CATSegImageProcessing:
             sizes = {"pixel_values": (window_image_size,) * 2, "global_pixel_values": (sliding_window_size,) * 2}
         elif do_resize:
             sizes = {"pixel_values": (size.height or image_size, size.width or image_size)}
-        views = {name: resize_bilinear(image.float()[None], size)[0] for name, size in sizes.items()}
+        resize = shrink_bilinear if is_large(image.shape[-2:]) else _resize_image
+        views = {name: resize(image, size) for name, size in sizes.items()}
         views = views or {"pixel_values": image.float()}
         for name, view in views.items():
             if do_rescale:
@@ -355,7 +360,8 @@ class _CATSegImageProcessing:
         Turns the model's logits into label maps: the probabilities `sigmoid(logits)`, not the logits, are resized to
         the image (step 6 of the evaluation), then the most probable class is taken, the first one of several.
 
-        Memory stays bounded for any number of classes, unless the scores are asked for.
+        Memory stays bounded for any number of classes and, but for the label map itself, for any size of the image,
+        unless the scores are asked for.
 
         Args:
             outputs:
@@ -379,7 +385,7 @@ class _CATSegImageProcessing:
                 data = {"segmentation": scores.argmax(dim=0), "segmentation_scores": scores}
                 results.append(SemanticSegmentationPostProcessorOutput(data=data))
             else:
-                results.append(most_probable_class(image_logits, size)[0])
+                results.append(label_map(image_logits, size))
         return results
 
     def post_process_most_probable_class(
