@@ -23,6 +23,8 @@ from catseg_hf.commands.model_options import MODEL_HELP
 from catseg_hf.errors import UserError
 from catseg_hf.hub.released_weights import VARIANTS
 from catseg_hf.repeated_prompts_catseg import describe_repeated_prompts
+from catseg_hf.tiled_image_catseg import MAX_TILE_OVERLAP
+from catseg_hf.tiles_catseg import DEFAULT_TILE_OVERLAP
 from catseg_hf.utils.threads import limit_threads
 
 
@@ -97,6 +99,8 @@ def build_app(models: Sequence[str] = (), sams: Sequence[str] = ()) -> gr.Blocks
         sliding_window: bool,
         sam: str,
         background: str,
+        tile_size: float = 0,
+        tile_overlap: float = DEFAULT_TILE_OVERLAP,
         progress: gr.Progress = gr.Progress(),
     ) -> tuple[Segmentation, dict[str, Any]]:
         if image is None:
@@ -110,7 +114,17 @@ def build_app(models: Sequence[str] = (), sams: Sequence[str] = ()) -> gr.Blocks
         warn_of_repeated_prompts(segmenter, classes.words)
         progress(0.3, f"Segmenting into {len(classes.names)} classes")
         sam = find_model(sam, sams) if sam else None
-        result = segment(segmenter, image, classes, threshold, sliding_window, sam)
+        result = segment(
+            segmenter,
+            image,
+            classes,
+            threshold,
+            sliding_window,
+            sam,
+            tile_size=int(tile_size or 0) or None,
+            tile_overlap=tile_overlap,
+            on_tiles=lambda done, total: progress((done, total), "Segmenting", unit="tiles"),
+        )
         return result, summarize(result)
 
     with gr.Blocks(title="CAT-Seg", analytics_enabled=False, delete_cache=(HOUR, HOUR)) as app:
@@ -147,6 +161,22 @@ def build_app(models: Sequence[str] = (), sams: Sequence[str] = ()) -> gr.Blocks
                         0, 1, 0, step=0.01, label="Threshold", info="Less probable pixels stay unlabelled."
                     )
                     sliding_window = gr.Checkbox(label="Sliding window", info="Slower, finer.")
+                    with gr.Row():
+                        tile_size = gr.Number(
+                            0,
+                            label="Tile size",
+                            info="Pixels of each of many views; 0: one of the whole image.",
+                            precision=0,
+                            minimum=0,
+                        )
+                        tile_overlap = gr.Slider(
+                            0,
+                            MAX_TILE_OVERLAP,
+                            DEFAULT_TILE_OVERLAP,
+                            step=0.05,
+                            label="Tile overlap",
+                            info="What neighbours have in common.",
+                        )
                     sam = gr.Dropdown(
                         [("off", ""), *sams],
                         value="",
@@ -191,7 +221,7 @@ def build_app(models: Sequence[str] = (), sams: Sequence[str] = ()) -> gr.Blocks
         segmented = gr.on(
             [run.click, labels.submit],
             segment_image,
-            [image, labels, model, threshold, sliding_window, sam, background],
+            [image, labels, model, threshold, sliding_window, sam, background, tile_size, tile_overlap],
             [result, summary],
             show_progress_on=segmentation,
             api_name="segment",
@@ -287,7 +317,7 @@ def draw_heat_map(result: Segmentation | None, label: str) -> Image.Image:
 @with_messages
 def compare_labels(result: Segmentation | None, labels: str, opacity: float) -> list[gr.AnnotatedImage]:
     segmenter = load_model(check(result).model)
-    settings = result.threshold, result.sliding_window, result.sam
+    settings = result.threshold, result.sliding_window, result.sam, result.tile_size, result.tile_overlap
     classes = parse_classes(labels)
     warn_of_repeated_prompts(segmenter, classes.words)
     other = segment(segmenter, result.image, classes, *settings)

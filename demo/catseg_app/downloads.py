@@ -23,6 +23,8 @@ def summarize(result: Segmentation) -> dict[str, Any]:
         "threshold": result.threshold,
         "sliding_window": result.sliding_window,
         "sam": result.sam,
+        "tile_size": result.tile_size,
+        "tile_overlap": result.tile_overlap if result.tile_size else None,
         "labels": result.labels,
         **result.classes.described(),
         "segments": result.segments,
@@ -68,6 +70,9 @@ def python_code(result: Segmentation, opacity: float) -> str:
     if result.sam:
         sam_import = "\nfrom catseg_hf.loading import load_mask_generator"
         sam = f"\n    mask_generator=load_mask_generator({json.dumps(result.sam)}),"
+    tiles = ""
+    if result.tile_size:
+        tiles = f"\n    tile_size={result.tile_size},\n    tile_overlap={result.tile_overlap},"
     return f"""\
 from transformers import pipeline
 
@@ -83,7 +88,7 @@ result = segmenter(
     image,
     candidate_labels=labels,{background}
     threshold={result.threshold},
-    sliding_window={result.sliding_window},{sam}
+    sliding_window={result.sliding_window},{sam}{tiles}
     return_segmentation_map=True,
 )
 for segment in result["segments"]:

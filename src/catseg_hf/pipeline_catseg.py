@@ -269,8 +269,7 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         if max_classes_per_image is not None:
             forward_kwargs["max_classes_per_image"] = max_classes_per_image
         if tile_size is not None:
-            patch_size = self.model.config.clip_config.vision_config.patch_size
-            preprocess_kwargs["tile_size"] = check_tile_size(tile_size, patch_size)
+            preprocess_kwargs["tile_size"] = check_tile_size(tile_size, self.model.config)
         if tile_overlap is not None:
             preprocess_kwargs["tile_overlap"] = check_tile_overlap(tile_overlap)
         if on_tiles is not None:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from .configuration_catseg import CATSegConfig
 from .errors import UserError
 from .tiles_catseg import TileGrid, Window
 
@@ -35,15 +36,16 @@ class TiledImage:
         return self.image[:, top : top + height, left : left + width]
 
 
-def check_tile_size(tile_size: Any, patch_size: int) -> int:
+def check_tile_size(tile_size: Any, config: CATSegConfig) -> int:
     """
     Raises:
         UserError: If it is no number of pixels, or smaller than what the model makes one value of.
     """
+    patch_size = config.clip_config.vision_config.patch_size
     if not isinstance(tile_size, Integral) or isinstance(tile_size, bool) or tile_size < patch_size:
         raise UserError(
-            f"`tile_size` is {tile_size!r}, but a number of pixels is needed that is at least one patch of the model, "
-            f"{patch_size}: the size at which it was trained to see things is best, such as 640."
+            f"`tile_size` is {tile_size!r}, but a number of pixels of at least {patch_size}, the model's patch, is "
+            "needed: give one at which a tile shows as much as the images that the model was trained on, such as 640."
         )
     return int(tile_size)
 

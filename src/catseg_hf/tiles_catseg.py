@@ -1,8 +1,8 @@
 """Images larger than one view: overlapping tiles, whose probabilities are blended to those of the image.
 
 The resize from the model's grid to a tile and the weights of the blend are linear, and work on rows and on columns
-apart. Hence the smaller maps of the model are all that is kept of a tile, and only as many of their rows as later tiles
-overlap; the probabilities of the image are made of them rectangle by rectangle.
+apart. Hence the smaller maps of the model are all that is kept of a tile, and only as many of their rows as later
+tiles overlap; the probabilities of the image are made of them rectangle by rectangle.
 """
 
 import math
@@ -213,9 +213,7 @@ class TileBlender:
             for column, first_column, columns in column_parts:
                 tile = self._tiles[row, column]
                 top = first_row - tile.first_row
-                part = tile.probabilities[
-                    :, top : top + rows.shape[1], first_column : first_column + columns.shape[1]
-                ]
+                part = tile.probabilities[:, top : top + rows.shape[1], first_column : first_column + columns.shape[1]]
                 strip.append(part)
             strips.append(torch.cat(strip, dim=2))
         probabilities = torch.cat(strips, dim=1)
@@ -337,8 +335,7 @@ def _most_probable_in_cell(blender: TileBlender, row: int, column: int) -> tuple
     """[`TileBlender.most_probable`] of the pixels from the beginning of a tile to those of the next ones, which no
     later tile covers."""
     (top, bottom), (left, right) = (
-        axis.edges[index : index + 2]
-        for axis, index in ((blender.grid.rows, row), (blender.grid.columns, column))
+        axis.edges[index : index + 2] for axis, index in ((blender.grid.rows, row), (blender.grid.columns, column))
     )
     strips = []
     for y, height in _split(top, bottom):

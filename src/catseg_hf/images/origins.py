@@ -21,6 +21,7 @@ class Settings:
         threshold (`float` or `None`): As the pipeline takes it.
         value_range (`tuple[float, float]` or `None`): As the pipeline takes it.
         dtype (`str`): In which the model computes.
+        tile_size (`int` or `None`), tile_overlap (`float` or `None`): As the pipeline takes them.
     """
 
     model: str
@@ -29,6 +30,8 @@ class Settings:
     threshold: float | None
     value_range: tuple[float, float] | None
     dtype: str
+    tile_size: int | None = None
+    tile_overlap: float | None = None
 
     def digests(self) -> dict[str, str]:
         """A digest of each setting that is not left out, by its name. Of models in folders the sizes and times of
@@ -42,6 +45,8 @@ class Settings:
         settings |= {"dtype": self.dtype, "sam": None if self.sam is None else _checkpoint(self.sam)}
         if self.value_range is not None:
             settings["range"] = self.value_range
+        if self.tile_size is not None:
+            settings |= {"tile_size": self.tile_size, "tile_overlap": self.tile_overlap}
         return {name: _digest(value) for name, value in settings.items()}
 
 

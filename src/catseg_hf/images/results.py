@@ -111,6 +111,8 @@ def write_summary(output: Path, settings: Settings, records: list[dict[str, Any]
         **settings.classes.described(),
         "threshold": settings.threshold,
         "range": settings.value_range,
+        "tile_size": settings.tile_size,
+        "tile_overlap": settings.tile_overlap,
         "images": records,
         "unreadable": [{"image": image, "error": error} for image, error in unreadable],
     }
