@@ -301,7 +301,7 @@ class GridAverage:
         """Takes the probabilities (T, h, w), in 0..1, of a tile."""
         if self.probabilities is None:
             self.probabilities = probabilities.new_zeros(*self._shape(probabilities), dtype=torch.float32)
-        factors = []
+        parts, factors = [], []
         for axis, index, source, cells in zip(
             (self.grid.rows, self.grid.columns),
             (row, column),
@@ -310,12 +310,15 @@ class GridAverage:
             strict=True,
         ):
             start = axis.starts[index]
-            first, means = _means(axis.length, cells, start, start + axis.tile)
-            resized = bilinear_weights(source, axis.tile, 0, axis.tile)[1] * axis.weights[index, :, None]
-            matrix = torch.from_numpy(means @ resized).float().to(probabilities.device, non_blocking=True)
-            factors.append((slice(first, first + len(matrix)), matrix))
-        (own_rows, rows), (own_columns, columns) = factors
-        self.probabilities[:, own_rows, own_columns] += rows @ (probabilities.float() @ columns.T)
+            first_cell, means = _means(axis.length, cells, start, start + axis.tile)
+            first, resized = bilinear_weights(source, axis.tile, 0, axis.tile)
+            matrix = torch.from_numpy(means @ (resized * axis.weights[index, :, None])).float()
+            parts.append((slice(first_cell, first_cell + len(means)), slice(first, first + resized.shape[1])))
+            factors.append(matrix.to(probabilities.device, non_blocking=True))
+        (own_rows, source_rows), (own_columns, source_columns) = parts
+        rows, columns = factors
+        resized = rows @ (probabilities[:, source_rows, source_columns].float() @ columns.T)
+        self.probabilities[:, own_rows, own_columns] += resized
 
     def _shape(self, probabilities: torch.Tensor) -> tuple[int, int, int]:
         num_classes, *source = probabilities.shape
