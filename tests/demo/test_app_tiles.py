@@ -30,7 +30,7 @@ def test_tiles(segmenter, tmp_path, monkeypatch):
     options = {"tile_size": 300, "tile_overlap": 0.4, "return_segmentation_map": True}
     expected = segmenter(image, candidate_labels=LABELS, **options)["segmentation"]
     assert torch.equal(result.segmentation.long(), expected)
-    assert progress == [(1, 9), (2, 9), (3, 9), (4, 9), (5, 9), (6, 9), (7, 9), (8, 9), (9, 9)] or progress[-1][0] == 4
+    assert progress == [(done, 9) for done in range(1, 10)]
     summary = summarize(result)
     assert (summary["tile_size"], summary["tile_overlap"]) == (300, 0.4)
     image.save(tmp_path / "image.png")

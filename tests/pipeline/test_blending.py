@@ -113,8 +113,10 @@ def test_any_rectangle_can_be_asked_for():
     torch.testing.assert_close(blender.blend(Window(60, 40, 90, 170), chosen), expected[chosen], atol=1e-6, rtol=0)
 
 
-def test_a_class_may_win_in_the_blend_alone():
+@pytest.mark.parametrize("chunk_bytes", [1, 2**30])
+def test_a_class_may_win_in_the_blend_alone(monkeypatch, chunk_bytes):
     """It is second in each of two tiles, whose winners lose in the other one."""
+    monkeypatch.setattr(tiles_catseg, "MAX_CPU_CHUNK_BYTES", chunk_bytes)
     grid = TileGrid.cover((64, 96), 64, 0.5)
     tiles = {place: torch.full((40, 4, 4), 0.01) for place in grid.places}
     tiles[0, 0][[3, 20]] = torch.tensor([0.9, 0.6]).view(2, 1, 1)

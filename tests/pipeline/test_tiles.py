@@ -293,4 +293,4 @@ def test_tiles_find_what_one_view_cannot_hold():
         for of_case in ({}, {"tile_size": 128}, {"tile_size": 128, "tile_overlap": 0})
     )
     right = [float((found == true)[true != 255].mean()) for found in (whole, tiles, ones)]
-    assert right[0] < 0.5 and right[1] > 0.9 and right[1] > right[2] - 0.02
+    assert right[0] < 0.7 and right[1] > 0.9 and right[1] > right[2] - 0.02
