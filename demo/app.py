@@ -24,6 +24,8 @@ from catseg_hf.errors import UserError
 from catseg_hf.guided_upsampling_catseg import UPSAMPLINGS
 from catseg_hf.hub.released_weights import VARIANTS
 from catseg_hf.repeated_prompts_catseg import describe_repeated_prompts
+from catseg_hf.tiled_image_catseg import MAX_TILE_OVERLAP
+from catseg_hf.tiles_catseg import DEFAULT_TILE_OVERLAP
 from catseg_hf.utils.threads import limit_threads
 
 
@@ -99,6 +101,8 @@ def build_app(models: Sequence[str] = (), sams: Sequence[str] = ()) -> gr.Blocks
         sam: str,
         background: str,
         upsampling: str,
+        tile_size: float = 0,
+        tile_overlap: float = DEFAULT_TILE_OVERLAP,
         progress: gr.Progress = gr.Progress(),
     ) -> tuple[Segmentation, dict[str, Any]]:
         if image is None:
@@ -112,7 +116,18 @@ def build_app(models: Sequence[str] = (), sams: Sequence[str] = ()) -> gr.Blocks
         warn_of_repeated_prompts(segmenter, classes.words)
         progress(0.3, f"Segmenting into {len(classes.names)} classes")
         sam = find_model(sam, sams) if sam else None
-        result = segment(segmenter, image, classes, threshold, sliding_window, sam, upsampling)
+        result = segment(
+            segmenter,
+            image,
+            classes,
+            threshold,
+            sliding_window,
+            sam,
+            upsampling,
+            tile_size=int(tile_size or 0) or None,
+            tile_overlap=tile_overlap,
+            on_tiles=lambda done, total: progress((done, total), "Segmenting", unit="tiles"),
+        )
         return result, summarize(result)
 
     with gr.Blocks(title="CAT-Seg", analytics_enabled=False, delete_cache=(HOUR, HOUR)) as app:
@@ -155,6 +170,22 @@ def build_app(models: Sequence[str] = (), sams: Sequence[str] = ()) -> gr.Blocks
                         label="Upsampling",
                         info="Guided: the classes' borders follow those in the image.",
                     )
+                    with gr.Row():
+                        tile_size = gr.Number(
+                            0,
+                            label="Tile size",
+                            info="Pixels of each of many views; 0: one of the whole image.",
+                            precision=0,
+                            minimum=0,
+                        )
+                        tile_overlap = gr.Slider(
+                            0,
+                            MAX_TILE_OVERLAP,
+                            DEFAULT_TILE_OVERLAP,
+                            step=0.05,
+                            label="Tile overlap",
+                            info="What neighbours have in common.",
+                        )
                     sam = gr.Dropdown(
                         [("off", ""), *sams],
                         value="",
@@ -199,7 +230,7 @@ def build_app(models: Sequence[str] = (), sams: Sequence[str] = ()) -> gr.Blocks
         segmented = gr.on(
             [run.click, labels.submit],
             segment_image,
-            [image, labels, model, threshold, sliding_window, sam, background, upsampling],
+            [image, labels, model, threshold, sliding_window, sam, background, upsampling, tile_size, tile_overlap],
             [result, summary],
             show_progress_on=segmentation,
             api_name="segment",
@@ -296,9 +327,10 @@ def draw_heat_map(result: Segmentation | None, label: str) -> Image.Image:
 def compare_labels(result: Segmentation | None, labels: str, opacity: float) -> list[gr.AnnotatedImage]:
     segmenter = load_model(check(result).model)
     settings = result.threshold, result.sliding_window, result.sam, result.upsampling
+    tiles = {"tile_size": result.tile_size, "tile_overlap": result.tile_overlap}
     classes = parse_classes(labels)
     warn_of_repeated_prompts(segmenter, classes.words)
-    other = segment(segmenter, result.image, classes, *settings)
+    other = segment(segmenter, result.image, classes, *settings, **tiles)
     return [annotated(result, opacity), annotated(other, opacity)]
 
 

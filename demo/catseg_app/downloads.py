@@ -24,6 +24,8 @@ def summarize(result: Segmentation) -> dict[str, Any]:
         "sliding_window": result.sliding_window,
         "sam": result.sam,
         "upsampling": result.upsampling,
+        "tile_size": result.tile_size,
+        "tile_overlap": result.tile_overlap if result.tile_size else None,
         "labels": result.labels,
         **result.classes.described(),
         "segments": result.segments,
@@ -70,6 +72,9 @@ def python_code(result: Segmentation, opacity: float) -> str:
         sam_import = "\nfrom catseg_hf.loading import load_mask_generator"
         sam = f"\n    mask_generator=load_mask_generator({json.dumps(result.sam)}),"
     upsampling = f"\n    upsampling={json.dumps(result.upsampling)}," if result.upsampling != "bilinear" else ""
+    tiles = ""
+    if result.tile_size:
+        tiles = f"\n    tile_size={result.tile_size},\n    tile_overlap={result.tile_overlap},"
     return f"""\
 from transformers import pipeline
 
@@ -85,7 +90,7 @@ result = segmenter(
     image,
     candidate_labels=labels,{background}
     threshold={result.threshold},
-    sliding_window={result.sliding_window},{sam}{upsampling}
+    sliding_window={result.sliding_window},{sam}{upsampling}{tiles}
     return_segmentation_map=True,
 )
 for segment in result["segments"]:

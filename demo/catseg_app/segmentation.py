@@ -1,6 +1,7 @@
 """Segments an image and answers questions about the result."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from os import PathLike
@@ -18,6 +19,7 @@ from catseg_hf.image_io_catseg import open_image
 from catseg_hf.images.results import list_segments
 from catseg_hf.loading import load_mask_generator, load_segmenter
 from catseg_hf.pipeline_catseg import OpenVocabularySegmentationPipeline, read_pixels
+from catseg_hf.tiles_catseg import DEFAULT_TILE_OVERLAP
 
 
 MAX_MEGAPIXELS = 50
@@ -42,6 +44,7 @@ class Segmentation:
             every class in the segmentation, the largest first.
         probabilities (`torch.HalfTensor` of shape (T, h, w)): Of all classes in 0..1, at the model's resolution.
         upsampling (`str`): As it was given.
+        tile_size (`int` or `None`), tile_overlap (`float`): As the pipeline takes them.
     """
 
     image: Image.Image
@@ -54,6 +57,8 @@ class Segmentation:
     segments: list[dict[str, Any]]
     probabilities: torch.Tensor
     upsampling: str = "bilinear"
+    tile_size: int | None = None
+    tile_overlap: float = DEFAULT_TILE_OVERLAP
 
     @property
     def labels(self) -> list[str]:
@@ -122,6 +127,9 @@ def segment(
     sliding_window: bool = False,
     sam: str | None = None,
     upsampling: str = "bilinear",
+    tile_size: int | None = None,
+    tile_overlap: float = DEFAULT_TILE_OVERLAP,
+    on_tiles: Callable[[int, int], None] | None = None,
 ) -> Segmentation:
     """
     Segments an image.
@@ -134,6 +142,8 @@ def segment(
         sliding_window (`bool`, *optional*, defaults to `False`): Whether to average overlapping windows.
         sam (`str`, *optional*): Folder or Hub id of a Segment Anything model, whose masks the classes follow.
         upsampling (`str`, *optional*, defaults to `"bilinear"`): `"guided"` lets borders follow those in the image.
+        tile_size (`int`, *optional*), tile_overlap (`float`), on_tiles (`Callable`, *optional*): As the pipeline takes
+            them.
 
     Raises:
         ValueError: What the pipeline refuses, or if the Segment Anything model cannot be loaded.
@@ -148,6 +158,9 @@ def segment(
         sliding_window=sliding_window,
         mask_generator=load_masks(sam) if sam else None,
         upsampling=upsampling,
+        tile_size=tile_size,
+        tile_overlap=tile_overlap,
+        on_tiles=on_tiles,
         return_segmentation_map=True,
         return_probabilities=True,
     )
@@ -162,6 +175,8 @@ def segment(
         segments=list_segments(result),
         probabilities=_shrink(result["probabilities"]).half(),
         upsampling=upsampling,
+        tile_size=tile_size,
+        tile_overlap=tile_overlap,
     )
 
 

@@ -6,6 +6,7 @@ functions, not the probabilities, are resized to the image and applied to its co
 change. All lengths are in cells, so that they follow the model's resolution and not the image's.
 """
 
+from collections.abc import Iterator
 from math import ceil
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from .bands_catseg import Band, join_bands
 from .errors import UserError
 
 
@@ -62,6 +64,11 @@ def most_probable_guided_class(logits: torch.Tensor, guide: torch.Tensor) -> tup
     Returns:
         Two tensors of shape (H, W): the class, int64, and its probability, float32 in 0..1.
     """
+    return join_bands(most_probable_guided_bands(logits, guide), guide.shape[1:])
+
+
+def most_probable_guided_bands(logits: torch.Tensor, guide: torch.Tensor) -> Iterator[Band]:
+    """What [`most_probable_guided_class`] is made of, from top to bottom."""
     logits, guide = logits.detach(), guide.to(logits.device)
     grid = tuple(min(MAX_CELLS, *sides) for sides in zip(logits.shape[1:], guide.shape[1:], strict=True))
     per_chunk = max(1, _POOLED_VALUES // logits[0].numel())
@@ -74,19 +81,20 @@ def most_probable_guided_class(logits: torch.Tensor, guide: torch.Tensor) -> tup
         best = torch.where(is_better, score, best)
     classes = winner.unique()
     probabilities = torch.cat([_at_cells(logits[indices], grid) for indices in classes.split(per_chunk)])
-    segmentation, probability = guided_arg_max(probabilities, guide)
-    for rows in segmentation.split(_BLOCK_PIXELS):
-        rows.copy_(classes[rows])
-    return segmentation, probability
+    for top, segmentation, probability in guided_bands(probabilities, guide):
+        yield Band(top, classes[segmentation], probability)
 
 
 def _at_cells(logits: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
     """Mean probabilities of the pixels that each cell covers."""
-    probabilities = logits.float().sigmoid()
+    return _means_at_cells(logits.float().sigmoid(), grid)
+
+
+def _means_at_cells(probabilities: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
     return probabilities if probabilities.shape[1:] == grid else F.adaptive_avg_pool2d(probabilities, grid)
 
 
-def guided_arg_max(probabilities: torch.Tensor, guide: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def guided_bands(probabilities: torch.Tensor, guide: torch.Tensor) -> Iterator[Band]:
     """
     Arg max over classes of probabilities that are resized from a grid of cells to the image, following its colours.
     Of a pixel's classes only those that are the most probable one of a cell near it can win.
@@ -100,25 +108,53 @@ def guided_arg_max(probabilities: torch.Tensor, guide: torch.Tensor) -> tuple[to
             least of the grid's size.
 
     Returns:
-        Two tensors of shape (H, W): the index among the T classes, int64, and its probability, float32 in 0..1.
+        An iterator of [`Band`], with indices among the T classes, int64, from top to bottom.
     """
     grid, size = probabilities.shape[1:], guide.shape[1:]
     colours = _mean_colours(guide, grid)
     winner = probabilities.argmax(dim=0)
-    segmentation = torch.empty(size, dtype=torch.int64, device=guide.device)
-    probability = torch.empty(size, device=guide.device)
     all_columns = _blocks(grid[1], size[1], guide.device)
     for rows in _blocks(grid[0], size[0], guide.device):
+        parts = []
         for columns in all_columns:
-            pixels, cells = (rows.pixels, columns.pixels), (slice(None), rows.cells, columns.cells)
-            segmentation[pixels], probability[pixels] = _best_of_block(
+            cells = (slice(None), rows.cells, columns.cells)
+            best = _best_of_block(
                 probabilities[cells],
                 winner[cells[1:]],
                 _LinearFit(colours[cells]),
-                _as_colours(guide[(slice(None), *pixels)]),
+                guide[:, rows.pixels, columns.pixels],
                 (rows.weights, columns.weights.T),
             )
-    return segmentation, probability
+            parts.append(best)
+        yield Band(rows.pixels.start, *(torch.cat(part, dim=1) for part in zip(*parts, strict=True)))
+
+
+def fit_functions(probabilities: torch.Tensor, guide: torch.Tensor) -> torch.Tensor:
+    """
+    The linear functions of colours, for images whose parts are fitted one by one.
+
+    Args:
+        probabilities (`torch.Tensor` of shape (T, h, w)): Of T classes in 0..1.
+        guide (`torch.Tensor` of shape (3, H, W)): The part of the image in RGB, uint8 or float in 0..1, on the same
+            device.
+
+    Returns:
+        `torch.Tensor` of shape (5, T, h', w') at cells, h by w of them or fewer: the mean probability of each, its
+        function's three slopes, and the intercept.
+    """
+    grid = tuple(min(MAX_CELLS, *sides) for sides in zip(probabilities.shape[1:], guide.shape[1:], strict=True))
+    means = _means_at_cells(probabilities, grid)
+    slopes, intercept = _LinearFit(_mean_colours(guide, grid))(means)
+    return torch.stack([means, *slopes, intercept])
+
+
+def apply_functions(functions: torch.Tensor, guide: torch.Tensor) -> torch.Tensor:
+    """Values (T, H, W) of linear functions (4, T, H, W), three slopes and an intercept for every pixel, at the colours
+    of a guide (3, H, W). Takes the place of the intercepts."""
+    *slopes, values = functions
+    for slope, colour in zip(slopes, _as_colours(guide), strict=True):
+        values.addcmul_(slope, colour)
+    return values
 
 
 def _best_of_block(
@@ -128,18 +164,16 @@ def _best_of_block(
     guide: torch.Tensor,
     weights: tuple[torch.Tensor, torch.Tensor],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Arg max, and its value, of a block of pixels with the colours `guide` (3, H, W): of probabilities (T, h, w) at
+    """Arg max, and its value, of a block of pixels `guide` (3, H, W): of probabilities (T, h, w) at
     cells, whose most probable class is `winner` (h, w), resized by `weights` of rows (H, h) and of columns (w, W)."""
-    best = guide.new_full(guide.shape[1:], -torch.inf)
+    best = probabilities.new_full(guide.shape[1:], -torch.inf)
     segmentation = torch.zeros_like(best, dtype=torch.int64)
     for classes in winner.unique().split(_BLOCK_CLASSES):
         slopes, intercept = fit(probabilities[classes])
         is_near = fit.mean((winner == classes[:, None, None]).to(intercept.dtype)) > 0
         intercept = intercept.masked_fill(~is_near, _NEVER)
-        *slopes, scores = weights[0] @ torch.cat([slopes, intercept[None]]) @ weights[1]
-        for slope, colour in zip(slopes, guide, strict=True):
-            scores.addcmul_(slope, colour)
-        score, place = scores.max(dim=0)
+        functions = weights[0] @ torch.cat([slopes, intercept[None]]) @ weights[1]
+        score, place = apply_functions(functions, guide).max(dim=0)
         is_better = score > best
         segmentation = torch.where(is_better, classes[place], segmentation)
         best = torch.where(is_better, score, best)

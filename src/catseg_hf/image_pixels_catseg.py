@@ -18,6 +18,8 @@ RANGE_REMEDY = "Say which values are black and white: `value_range=(LOW, HIGH)`,
 # 14 bits are what cameras deliver at most.
 DARK_BITS = 14
 _WARNED_BITS: set[int] = set()
+# Of images of which other copies are made on the way.
+_ROWS_AT_ONCE = 256
 
 
 def rgb_pixels(
@@ -52,8 +54,11 @@ def rgb_pixels(
         `UserError`: for an image that is empty, not finite, out of range or not an image.
     """
     if isinstance(image, Image.Image):
-        image = _open_pil(image, name) if do_convert_rgb else np.array(image)
-        input_data_format = ChannelDimension.LAST
+        if image.mode == "RGB":
+            image, input_data_format = _split_channels(image), ChannelDimension.FIRST
+        else:
+            image = _open_pil(image, name) if do_convert_rgb else np.array(image)
+            input_data_format = ChannelDimension.LAST
     image = to_tensor(image).to(device)
     shape = tuple(image.shape)
     if image.ndim == 2:
@@ -94,13 +99,26 @@ def rgb_pixels(
     return image[:3].expand(3, -1, -1).contiguous()
 
 
+def _split_channels(image: Image.Image) -> np.ndarray:
+    """An RGB image as an array (3, H, W), some rows at a time: a large one is copied once and no more."""
+    pixels = np.empty((3, image.height, image.width), dtype=np.uint8)
+    for top in range(0, image.height, _ROWS_AT_ONCE):
+        rows = image.crop((0, top, image.width, min(top + _ROWS_AT_ONCE, image.height)))
+        for channel, values in enumerate(rows.split()):
+            pixels[channel, top : top + rows.height] = np.asarray(values)
+    return pixels
+
+
 def _scale_values(image: torch.Tensor, value_range: tuple[float, float], name: str) -> torch.Tensor:
-    """Pixels of any type as uint8, where the two values of `value_range` become 0 and 255."""
+    """Pixels (C, H, W) of any type as uint8, where the two values of `value_range` become 0 and 255."""
     low, high = check_value_range(value_range)
-    image = image.to(torch.float64)
-    if not torch.isfinite(image).all():
-        raise UserError(f"{name} holds NaN or infinite pixels, but only finite values can be scaled: repair it.")
-    return ((image - low) * (255 / (high - low))).clamp(0, 255).round().to(torch.uint8)
+    scaled = []
+    for rows in image.split(_ROWS_AT_ONCE, dim=1):
+        rows = rows.to(torch.float64)
+        if not torch.isfinite(rows).all():
+            raise UserError(f"{name} holds NaN or infinite pixels, but only finite values can be scaled: repair it.")
+        scaled.append(((rows - low) * (255 / (high - low))).clamp(0, 255).round().to(torch.uint8))
+    return torch.cat(scaled, dim=1)
 
 
 def check_value_range(value_range: Any) -> tuple[float, float]:

@@ -11,7 +11,7 @@ Both classes share everything but step 1: Pillow does it in `CATSegImageProcesso
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -35,15 +35,16 @@ from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType, logging, requires_backends
 from typing_extensions import Self
 
+from .bands_catseg import Band, join_bands, label_map
 from .errors import UserError, refuse_misspelt
-from .guided_upsampling_catseg import check_upsampling, most_probable_guided_class
+from .guided_upsampling_catseg import check_upsampling, most_probable_guided_bands
 from .image_io_catseg import open_image
 from .image_pixels_catseg import check_value_range, flatten_images, rgb_pixels
 from .label_maps_catseg import open_label_maps, prepare_label_map, reduce_labels
-from .post_processing_catseg import most_probable_class, with_target_sizes
+from .post_processing_catseg import is_large, most_probable_bands, with_target_sizes
 from .remote_code_catseg import IMAGE_PROCESSOR_AUTO_MAP
 from .resizing_catseg import get_resized_size
-from .tensor_ops_catseg import resize_bilinear
+from .tensor_ops_catseg import resize_bilinear, shrink_bilinear
 
 
 logger = logging.get_logger(__name__)
@@ -99,18 +100,20 @@ def _height_and_width(size: Any) -> dict[str, int]:
     )
 
 
-def _best(
-    logits: torch.Tensor, size: tuple[int, int], guide: torch.Tensor | None, index: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _bands(logits: torch.Tensor, size: tuple[int, int], guide: torch.Tensor | None, index: int) -> Iterator[Band]:
     """The most probable classes, and their probabilities, of the image at a place in the batch."""
     if guide is None:
-        return most_probable_class(logits, size)
+        return most_probable_bands(logits, size)
     if tuple(guide.shape[1:]) != tuple(size):
         raise UserError(
             f"Image {index} has size {tuple(guide.shape[1:])} (height, width), but its target size is {tuple(size)}: "
             "guided upsampling follows an image at its own size, pass that as the target size, or leave it out."
         )
-    return most_probable_guided_class(logits, guide)
+    return most_probable_guided_bands(logits, guide)
+
+
+def _resize_image(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    return resize_bilinear(image.float()[None], size)[0]
 
 
 class _CATSegImageProcessing:
@@ -331,7 +334,8 @@ class _CATSegImageProcessing:
             sizes = {"pixel_values": (window_image_size,) * 2, "global_pixel_values": (sliding_window_size,) * 2}
         elif do_resize:
             sizes = {"pixel_values": (size.height or image_size, size.width or image_size)}
-        views = {name: resize_bilinear(image.float()[None], size)[0] for name, size in sizes.items()}
+        resize = shrink_bilinear if is_large(image.shape[-2:]) else _resize_image
+        views = {name: resize(image, size) for name, size in sizes.items()}
         views = views or {"pixel_values": image.float()}
         for name, view in views.items():
             if do_rescale:
@@ -372,7 +376,8 @@ class _CATSegImageProcessing:
         Turns the model's logits into label maps: the probabilities `sigmoid(logits)`, not the logits, are resized to
         the image (step 6 of the evaluation), then the most probable class is taken, the first one of several.
 
-        Memory stays bounded for any number of classes, unless the scores are asked for.
+        Memory stays bounded for any number of classes and, but for the label map itself, for any size of the image,
+        unless the scores are asked for.
 
         Args:
             outputs:
@@ -404,11 +409,13 @@ class _CATSegImageProcessing:
             guide = None if guides is None else guides[index]
             if return_segmentation_scores:
                 scores = resize_bilinear(image_logits.float().sigmoid()[None], size)[0]
-                segmentation = scores.argmax(dim=0) if guide is None else _best(image_logits, size, guide, index)[0]
+                segmentation = scores.argmax(dim=0)
+                if guide is not None:
+                    segmentation = label_map(_bands(image_logits, size, guide, index), size)
                 data = {"segmentation": segmentation, "segmentation_scores": scores}
                 results.append(SemanticSegmentationPostProcessorOutput(data=data))
             else:
-                results.append(_best(image_logits, size, guide, index)[0])
+                results.append(label_map(_bands(image_logits, size, guide, index), size))
         return results
 
     def _guides(self, images: ImageInput | None, count: int) -> list[torch.Tensor]:
@@ -456,7 +463,7 @@ class _CATSegImageProcessing:
         pairs = with_target_sizes(outputs.logits, target_sizes)
         guides = [None] * len(pairs) if guides is None else guides
         return [
-            _best(image_logits, size, guide, index)
+            join_bands(_bands(image_logits, size, guide, index), size)
             for index, ((image_logits, size), guide) in enumerate(zip(pairs, guides, strict=True))
         ]
 

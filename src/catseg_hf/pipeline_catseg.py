@@ -5,6 +5,7 @@ import base64
 import binascii
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from numbers import Real
 from threading import Lock
@@ -19,22 +20,29 @@ from torch.utils.data import Dataset, Subset
 from transformers.pipelines.base import Pipeline
 from transformers.utils import logging
 
+from .bands_catseg import Band, Window, join_bands
 from .class_words_catseg import ClassWords, read_classes
 from .errors import UserError, first_line
-from .guided_upsampling_catseg import as_guide, check_upsampling
+from .guided_upsampling_catseg import as_guide, check_upsampling, most_probable_guided_bands
 from .image_io_catseg import open_image, upright
 from .image_pixels_catseg import check_value_range
+from .post_processing_catseg import is_large, most_probable_bands
 from .refinement import refine_segmentation
+from .segment_tally_catseg import SegmentTally, count_segments
+from .tiled_image_catseg import TiledImage, check_tile_fits, check_tile_overlap, check_tile_size
+from .tiles_catseg import DEFAULT_TILE_OVERLAP, GridAverage, TileGrid, blend_tiles
 
 
 logger = logging.get_logger(__name__)
 
 URL_TIMEOUT = 30.0
 
-# More masks than this, in bytes, are kept as PNGs that Pillow unpacks when they are looked at.
+# More masks than this, in bytes, are kept as TIFFs that Pillow unpacks when they are looked at.
 _MAX_MASK_BYTES = 256 * 2**20
 # Processors are many times slower on the probabilities of classes that were cut away, whose logits are lower.
 _LEAST_LOGIT = -80.0
+# Of an image in tiles, probabilities of more values than this are kept at a lower resolution: half a gigabyte.
+_MAX_PROBABILITIES = 2**27
 # A fast tokenizer cannot be set up by one thread while it is being used by another.
 _TOKENIZER_LOCK = Lock()
 
@@ -124,12 +132,23 @@ class OpenVocabularySegmentationPipeline(Pipeline):
                 Whether to return the map of classes too.
             return_probabilities (`bool`, *optional*, defaults to `False`):
                 Whether to return the probabilities of all classes too.
+            tile_size (`int`, *optional*):
+                Segments the image in overlapping tiles of so many pixels, each of which the model sees as an image, at
+                a resolution of its own: for images that show more than one view can hold. At least one patch of the
+                model, at most the image's longer side, where the result is that without tiles. By default the image
+                is segmented as a whole.
+            tile_overlap (`float`, *optional*, defaults to 0.25):
+                What neighbouring tiles have in common, at least: a share of a tile, 0 to 0.5. Their probabilities are
+                blended, those near a tile's border counting less.
+            on_tiles (`Callable[[int, int], None]`, *optional*):
+                Is called after every batch of tiles with the number of those that the model was given, and of all.
             mask_generator (`Callable`, *optional*):
                 Makes the segments follow class-agnostic masks, see [`~refinement.refine_with_masks`]: a pipeline for
                 "mask-generation" (SAM, SAM 2 or SAM 3), or any function that takes a PIL image in RGB, in the
                 image's own size, and returns its masks, or a dictionary with these `masks`. For the generators of
                 segment-anything and sam2, which take arrays: `lambda image: generator.generate(np.asarray(image))`.
-                Probabilities that are returned stay as they were.
+                Probabilities that are returned stay as they were. Of an image in tiles the masks are those of the
+                whole image, and their classes come of the `probabilities` below.
             upsampling (`str`, *optional*, defaults to `"bilinear"`):
                 `"guided"` makes the segments' borders follow those in the image, see
                 [`~guided_upsampling_catseg.most_probable_guided_class`]; pixels count in `score` and for the
@@ -141,7 +160,7 @@ class OpenVocabularySegmentationPipeline(Pipeline):
             timeout (`float`, *optional*, defaults to 30):
                 Seconds that a URL may take to answer.
             batch_size (`int`, *optional*, defaults to 1):
-                Images that the model takes at a time.
+                Images, or tiles of one, that the model takes at a time.
             num_workers (`int`, *optional*, defaults to 0):
                 Processes that read images.
 
@@ -158,10 +177,13 @@ class OpenVocabularySegmentationPipeline(Pipeline):
             - `segmentation`, a `torch.LongTensor` of shape (H, W): the index in `candidate_labels` of every pixel's
               class, -1 for none;
             - `probabilities`, a `torch.FloatTensor` of shape (T, h, w), in 0..1 and at the model's own resolution
-              (resized to the image it would take 4 * T * H * W bytes): of several words for a class the highest.
+              (resized to the image it would take 4 * T * H * W bytes): of several words for a class the highest. Of an
+              image in tiles, those of all its tiles, at the resolution that a tile has, or a lower one where these
+              would be more than 2 ** 27 values.
 
         Raises:
-            UserError: For an image that cannot be read; what [`read_classes`] or
+            UserError: For an image that cannot be read; tiles that are smaller than a patch or larger than the image,
+                or overlap by more than half; what [`read_classes`] or
                 [`CATSegProcessor.encode_vocabulary`] refuses of the labels; a threshold that is not between 0 and 1;
                 another number of prompt templates than the model's; an upsampling that does not exist; a mask
                 generator that gives no masks of booleans, or masks of another aspect ratio than the image's.
@@ -173,6 +195,7 @@ class OpenVocabularySegmentationPipeline(Pipeline):
                 image = kwargs.pop(name)
         if image is None:
             raise UserError("No image was given: pass a path, a URL, a PIL image, an array or a tensor.")
+        kwargs["tiles_at_once"] = kwargs.get("batch_size") or self._batch_size or 1
         if isinstance(image, list | tuple):
             # The base class looks at the first of them.
             return super().__call__(list(image), **kwargs) if len(image) else []
@@ -205,6 +228,10 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         value_range: tuple[float, float] | None = None,
         mask_generator: Callable[[Image.Image], Any] | None = None,
         upsampling: str | None = None,
+        tile_size: int | None = None,
+        tile_overlap: float | None = None,
+        on_tiles: Callable[[int, int], None] | None = None,
+        tiles_at_once: int | None = None,
         hypothesis_template: str | None = None,
         subtask: str | None = None,
         mask_threshold: float | None = None,
@@ -240,7 +267,7 @@ class OpenVocabularySegmentationPipeline(Pipeline):
             is_number = isinstance(threshold, Real) and not isinstance(threshold, bool)
             if not is_number or not 0 <= threshold <= 1:
                 raise UserError(f"`threshold` must be a probability between 0 and 1, got {threshold!r}.")
-            postprocess_kwargs["threshold"] = threshold
+            forward_kwargs["threshold"] = postprocess_kwargs["threshold"] = threshold
         if return_segmentation_map is not None:
             postprocess_kwargs["return_segmentation_map"] = return_segmentation_map
         if return_probabilities is not None:
@@ -249,6 +276,14 @@ class OpenVocabularySegmentationPipeline(Pipeline):
             preprocess_kwargs["sliding_window"] = forward_kwargs["sliding_window"] = sliding_window
         if max_classes_per_image is not None:
             forward_kwargs["max_classes_per_image"] = max_classes_per_image
+        if tile_size is not None:
+            preprocess_kwargs["tile_size"] = check_tile_size(tile_size, self.model.config)
+        if tile_overlap is not None:
+            preprocess_kwargs["tile_overlap"] = check_tile_overlap(tile_overlap)
+        if on_tiles is not None:
+            forward_kwargs["on_tiles"] = on_tiles
+        if tiles_at_once is not None:
+            forward_kwargs["tiles_at_once"] = tiles_at_once
         if mask_generator is not None:
             if not callable(mask_generator):
                 raise UserError(
@@ -269,68 +304,135 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         timeout: float = URL_TIMEOUT,
         keep_image: bool = False,
         value_range: tuple[float, float] | None = None,
+        tile_size: int | None = None,
+        tile_overlap: float = DEFAULT_TILE_OVERLAP,
         **images_kwargs: bool,
     ) -> dict[str, Any]:
-        pixels = read_pixels(image, self.processor.image_processor, timeout, value_range)
-        inputs = self.processor(
-            images=pixels, input_data_format="channels_first", value_range=None, **images_kwargs
-        ).to(self.dtype)
-        inputs = {**inputs, "target_size": tuple(pixels.shape[-2:])}
+        image_processor = self.processor.image_processor
+        if tile_size is not None:
+            return {"tiled": _read_tiled(image, image_processor, timeout, value_range, tile_size, tile_overlap)}
+        pixels = read_pixels(image, image_processor, timeout, value_range)
+        inputs = {**self._views([pixels], **images_kwargs), "target_size": tuple(pixels.shape[-2:])}
         if keep_image:
-            inputs["image"] = _to_pil(pixels, 255 if self.processor.image_processor.do_rescale else 1)
+            inputs["image"] = self._to_pil(pixels)
         return inputs
+
+    def _views(self, images: "list[Image.Image | torch.Tensor]", **images_kwargs: bool) -> dict[str, torch.Tensor]:
+        """What the model takes of images in RGB, or of shape (3, H, W)."""
+        inputs = self.processor(images=images, input_data_format="channels_first", value_range=None, **images_kwargs)
+        return dict(inputs.to(self.dtype))
+
+    def _to_pil(self, image: "Image.Image | torch.Tensor") -> Image.Image:
+        if isinstance(image, Image.Image):
+            return image
+        return _to_pil(image, 255 if self.processor.image_processor.do_rescale else 1)
 
     def _forward(
         self,
-        model_inputs: Mapping[str, torch.Tensor],
+        model_inputs: Mapping[str, Any],
         classes: ClassWords | None = None,
         prompt_templates: str | list[str] | None = None,
         sliding_window: bool | None = None,
         max_classes_per_image: int | None = None,
+        threshold: float | None = None,
         return_probabilities: bool = False,
         mask_generator: Callable[[Image.Image], Any] | None = None,
         upsampling: str = "bilinear",
+        on_tiles: Callable[[int, int], None] | None = None,
+        tiles_at_once: int = 1,
     ) -> dict[str, list]:
-        model_inputs = dict(model_inputs)
         # Lists are what the base class collates batches to.
-        target_sizes, images = (
-            value if isinstance(value, list) else [value]
-            for value in (model_inputs.pop("target_size"), model_inputs.pop("image", None))
-        )
+        model_inputs = {
+            name: value if isinstance(value, list | torch.Tensor) else [value] for name, value in model_inputs.items()
+        }
+        names = self.model.config.label_names
         input_ids = None
         if classes is not None or prompt_templates is not None:
-            classes = classes or read_classes(self.model.config.label_names)
+            classes = classes or read_classes(names)
             input_ids = self.encode_vocabulary(classes.words, prompt_templates)
-        outputs = self.model(
-            **model_inputs,
+        asked = _Asked(
+            classes=classes or ClassWords(names, names, list(range(len(names)))),
             input_ids=input_ids,
-            sliding_window=sliding_window,
-            max_classes_per_image=max_classes_per_image,
+            options={"sliding_window": sliding_window, "max_classes_per_image": max_classes_per_image},
+            threshold=threshold,
+            return_probabilities=return_probabilities,
+            mask_generator=mask_generator,
+            is_guided=upsampling == "guided",
         )
+        if "tiled" in model_inputs:
+            results = [self._segment_tiled(image, asked, tiles_at_once, on_tiles) for image in model_inputs["tiled"]]
+        else:
+            results = self._segment_views(model_inputs, asked)
+        return {name: [result[name] for result in results] for name in results[0]}
+
+    def _segment_views(self, model_inputs: dict[str, Any], asked: "_Asked") -> list[dict[str, Any]]:
+        """A batch of images, as the model sees them: for each what `postprocess` takes."""
+        target_sizes = model_inputs.pop("target_size")
+        images = model_inputs.pop("image", [None] * len(target_sizes))
+        outputs = self.model(**model_inputs, input_ids=asked.input_ids, **asked.options)
+        results = []
         # Here and not in `postprocess`: it is done where the logits are, which need not be moved or kept then.
-        guides = [as_guide(image) for image in images] if upsampling == "guided" else None
-        pairs = self.processor.image_processor.post_process_most_probable_class(outputs, target_sizes, guides)
-        if mask_generator is not None:
-            pairs = [
-                refine_segmentation(
-                    *pair, logits.float().clamp(min=_LEAST_LOGIT).sigmoid_(), _generate_masks(mask_generator, image)
-                )
-                for pair, logits, image in zip(pairs, outputs.logits, images, strict=True)
-            ]
-        segmentations, probabilities = zip(*pairs, strict=True)
-        all_probabilities = list(outputs.logits.float().sigmoid()) if return_probabilities else []
-        labels = self.model.config.label_names
-        if classes is not None:
-            labels = classes.names
-            segmentations = map(classes.merge_segmentation, segmentations)
-            all_probabilities = list(map(classes.merge_probabilities, all_probabilities))
-        return {
-            "segmentation": list(segmentations),
-            "probability": list(probabilities),
-            # An array: unlike a list it is given its batch axis back when the base class takes a batch apart.
-            "labels": [np.array(labels, dtype=object)] * len(pairs),
-            **({"probabilities": all_probabilities} if return_probabilities else {}),
-        }
+        for logits, size, image in zip(outputs.logits, target_sizes, images, strict=True):
+            probabilities = logits.float().sigmoid() if asked.return_probabilities else None
+            if asked.is_guided:
+                bands = most_probable_guided_bands(logits, as_guide(image))
+            else:
+                bands = most_probable_bands(logits, size)
+            if is_large(size) and asked.mask_generator is None:
+                results.append(asked.tally(bands, size, probabilities))
+                continue
+            pair = join_bands(bands, size)
+            if asked.mask_generator is not None:
+                masks = _generate_masks(asked.mask_generator, image)
+                pair = refine_segmentation(*pair, logits.float().clamp(min=_LEAST_LOGIT).sigmoid_(), masks)
+            results.append(asked.result(*pair, probabilities))
+        return results
+
+    def _segment_tiled(
+        self,
+        image: TiledImage,
+        asked: "_Asked",
+        tiles_at_once: int,
+        on_tiles: Callable[[int, int], None] | None,
+    ) -> dict[str, Any]:
+        """An image in tiles: what `postprocess` takes."""
+        grid, size = image.grid, (image.grid.rows.length, image.grid.columns.length)
+        sliding_window = asked.options["sliding_window"]
+        images_kwargs = {} if sliding_window is None else {"sliding_window": sliding_window}
+
+        def views(windows: Sequence[Window]) -> dict[str, torch.Tensor]:
+            inputs = self._views([image.crop(window) for window in windows], **images_kwargs)
+            return {name: view.to(self.device, non_blocking=True) for name, view in inputs.items()}
+
+        if len(grid.places) == 1:
+            inputs = {**views([grid.window(0, 0)]), "target_size": [size]}
+            if asked.is_guided or asked.mask_generator is not None:
+                inputs["image"] = [self._to_pil(image.image)]
+            (result,) = self._segment_views(inputs, asked)
+            return result
+        text_embeds = self.model.catseg.encode_vocabulary(asked.input_ids)
+
+        def predict(windows: Sequence[Window]) -> torch.Tensor:
+            # The pixels were checked when they were read.
+            outputs = self.model(**views(windows), text_embeds=text_embeds, check_values=False, **asked.options)
+            return outputs.logits.float().sigmoid()
+
+        average = None
+        if asked.return_probabilities or asked.mask_generator is not None:
+            average = GridAverage(grid, _MAX_PROBABILITIES)
+        guide = None
+        if asked.is_guided:
+
+            def guide(window: Window) -> torch.Tensor:
+                return as_guide(self._to_pil(image.crop(window))).to(self.device, non_blocking=True)
+
+        bands = blend_tiles(grid, predict, tiles_at_once, on_tiles, average, guide)
+        if asked.mask_generator is None:
+            return asked.tally(bands, size, average)
+        segmentation, probability = join_bands(bands, size)
+        masks = _generate_masks(asked.mask_generator, self._to_pil(image.image))
+        pair = refine_segmentation(segmentation, probability, average.probabilities.cpu(), masks)
+        return asked.result(*pair, average.probabilities if asked.return_probabilities else None)
 
     def postprocess(
         self,
@@ -339,15 +441,13 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         return_segmentation_map: bool = False,
         top_k: int | None = None,
     ) -> list[dict[str, Any]] | dict[str, Any]:
-        segmentation, probability, labels = (
-            model_outputs[name][0] for name in ("segmentation", "probability", "labels")
+        segmentation, probability, totals, labels = (
+            model_outputs[name][0] for name in ("segmentation", "probability", "totals", "labels")
         )
-        if threshold is not None:
-            segmentation = segmentation.masked_fill(probability < threshold, -1)
-        classes = (segmentation + 1).flatten()
-        areas = torch.bincount(classes, minlength=len(labels) + 1)[1:]
-        sums = torch.bincount(classes, weights=probability.flatten().double(), minlength=len(labels) + 1)[1:]
-        del classes, probability
+        if not totals.numel():
+            segmentation, totals = count_segments(segmentation, probability, len(labels), threshold)
+        areas, sums = totals
+        del probability
         present = [int(index) for index in areas.argsort(descending=True, stable=True) if areas[index]]
         present = present[:top_k]
         compress = len(present) * segmentation.numel() > _MAX_MASK_BYTES
@@ -360,7 +460,7 @@ class OpenVocabularySegmentationPipeline(Pipeline):
             }
             for index in present
         ]
-        maps = {"segmentation": segmentation} if return_segmentation_map else {}
+        maps = {"segmentation": segmentation.long()} if return_segmentation_map else {}
         if "probabilities" in model_outputs:
             maps["probabilities"] = model_outputs["probabilities"][0]
         return {"segments": segments, **maps} if maps else segments
@@ -380,6 +480,60 @@ class OpenVocabularySegmentationPipeline(Pipeline):
             )
         with _TOKENIZER_LOCK:
             return processor.encode_vocabulary(labels)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """
+    What is asked of every image of a call.
+
+    Attributes:
+        classes ([`ClassWords`]): What is told apart.
+        input_ids (`torch.LongTensor`, *optional*): The prompts; by default those of the model's own vocabulary.
+        options (`dict`): Further arguments of the model.
+        threshold, return_probabilities, mask_generator: As the pipeline's `__call__` takes them.
+        is_guided (`bool`): Whether borders follow the image's.
+    """
+
+    classes: ClassWords
+    input_ids: torch.LongTensor | None
+    options: dict[str, Any]
+    threshold: float | None
+    return_probabilities: bool
+    mask_generator: Callable[[Image.Image], Any] | None
+    is_guided: bool
+
+    def result(
+        self, segmentation: torch.Tensor, probability: torch.Tensor, probabilities: torch.Tensor | None
+    ) -> dict[str, Any]:
+        """What `postprocess` takes of an image whose pixels have these words, of which it counts the segments."""
+        segmentation = self.classes.merge_segmentation(segmentation)
+        return self._joined(segmentation, probability, torch.empty(0), probabilities)
+
+    def tally(
+        self, bands: Iterable[Band], size: tuple[int, int], probabilities: "torch.Tensor | GridAverage | None"
+    ) -> dict[str, Any]:
+        """The same of a large image, whose segments are counted band by band. An average is there after the last."""
+        tally = SegmentTally(size, self.classes, self.threshold)
+        for band in bands:
+            tally.add(band)
+        if isinstance(probabilities, GridAverage):
+            probabilities = probabilities.probabilities
+        return self._joined(tally.segmentation, torch.empty(0), tally.totals, probabilities)
+
+    def _joined(
+        self,
+        segmentation: torch.Tensor,
+        probability: torch.Tensor,
+        totals: torch.Tensor,
+        probabilities: torch.Tensor | None,
+    ) -> dict[str, Any]:
+        # An array: unlike a list it is given its batch axis back when the base class takes a batch apart.
+        labels = np.array(self.classes.names, dtype=object)
+        parts = {"segmentation": segmentation, "probability": probability, "totals": totals, "labels": labels}
+        if probabilities is not None:
+            parts["probabilities"] = self.classes.merge_probabilities(probabilities)
+        return parts
 
 
 def read_pixels(
@@ -404,6 +558,34 @@ def read_pixels(
     Raises:
         UserError: If it cannot be read, with a sentence that names the image.
     """
+    picture, value_range, name = _read_picture(image, image_processor, timeout, value_range)
+    return _process(picture, image_processor, value_range, name)
+
+
+def _read_tiled(
+    image: Any,
+    image_processor: Any,
+    timeout: float | None,
+    value_range: tuple[float, float] | None,
+    tile_size: int,
+    tile_overlap: float,
+) -> TiledImage:
+    """An image as [`read_pixels`] takes it, and its tiles. One in RGB stays as it is, since a copy of it is large."""
+    picture, value_range, name = _read_picture(image, image_processor, timeout, value_range)
+    if isinstance(picture, Image.Image) and picture.mode == "RGB" and value_range is None and min(picture.size):
+        size = picture.height, picture.width
+    else:
+        picture = _process(picture, image_processor, value_range, name)
+        size = tuple(picture.shape[-2:])
+    check_tile_fits(tile_size, size, name)
+    return TiledImage(picture, TileGrid.cover(size, tile_size, tile_overlap))
+
+
+def _read_picture(
+    image: Any, image_processor: Any, timeout: float | None, value_range: tuple[float, float] | None
+) -> "tuple[Image.Image | np.ndarray | torch.Tensor, tuple[float, float] | None, str]":
+    """The decoded image, upright; the stored values that are still to become black and white; and what messages call
+    the image."""
     is_text = isinstance(image, str | os.PathLike)
     name = f"The image {_shorten(image)}" if is_text else f"The image of type {type(image).__name__}"
     value_range = value_range or image_processor.value_range
@@ -414,6 +596,15 @@ def read_pixels(
             image = upright(image, name)
     except (OSError, UnicodeError, binascii.Error, httpx.HTTPError, httpx.InvalidURL) as error:
         raise UserError(f"{name} could not be read: {first_line(error)}.") from error
+    return image, value_range, name
+
+
+def _process(
+    image: "Image.Image | np.ndarray | torch.Tensor",
+    image_processor: Any,
+    value_range: tuple[float, float] | None,
+    name: str,
+) -> torch.Tensor:
     try:
         return image_processor.process_image(image, value_range=value_range)
     except UserError as error:
@@ -475,11 +666,13 @@ def _generate_masks(mask_generator: Callable[[Image.Image], Any], image: Image.I
 
 
 def _draw_mask(mask: np.ndarray, compress: bool) -> Image.Image:
-    image = Image.fromarray(mask.astype(np.uint8) * np.uint8(255))
+    pixels = mask.view(np.uint8)
+    pixels *= np.uint8(255)
+    image = Image.fromarray(pixels)
     if not compress:
         return image
     buffer = BytesIO()
-    image.save(buffer, format="PNG", compress_level=1)
+    image.save(buffer, format="TIFF", compression="packbits")  # several times faster than PNG
     return Image.open(buffer)
 
 

@@ -1,5 +1,6 @@
 """From logits to label maps: the arg max over classes of resized probabilities, in bounded memory."""
 
+from collections.abc import Iterator
 from functools import reduce
 from operator import index as as_index
 from typing import Any
@@ -7,8 +8,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from .bands_catseg import Band
 from .errors import UserError
 from .tensor_ops_catseg import resize_bilinear
+from .tiles_catseg import most_probable_in_bands
 
 
 # Bounds what the arg max over classes may hold at a time, whatever the number of classes and the image's size. On the
@@ -21,6 +24,8 @@ _PROBABILITY_SCALE = 2.0**60
 _ROUNDING = 1e-4
 # Values that stay in the processor's cache while classes are compared.
 _MAX_CELLS = 2**17
+# Larger images are worked on a part at a time, which rounds their last bits differently.
+_MAX_PIXELS_AT_ONCE = 2**24
 
 
 def with_target_sizes(
@@ -49,10 +54,25 @@ def _check_target_size(size: Any) -> tuple[int, int]:
     return height, width
 
 
-def most_probable_class(logits: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Arg max over T of the probabilities (T, h, w) resized to `size`, and its probability, a few classes at a
-    time."""
+def is_large(size: tuple[int, int]) -> bool:
+    """Whether images of this height and width are too large to work on all of their pixels at once."""
+    return size[0] * size[1] > _MAX_PIXELS_AT_ONCE
+
+
+def most_probable_bands(logits: torch.Tensor, size: tuple[int, int]) -> Iterator[Band]:
+    """Arg max over T of the probabilities (T, h, w) resized to `size`, and its probability, from top to bottom: bands
+    of rows of a large image, and one of every other."""
     logits = logits.detach()
+    if not is_large(size):
+        yield Band(0, *_most_probable_at_once(logits, size))
+        return
+    on_cpu = logits.device.type == "cpu"
+    possible = _possible_classes(logits).int() if on_cpu else torch.arange(len(logits), device=logits.device)
+    for top, segmentation, probability in most_probable_in_bands(logits[possible].float().sigmoid(), size):
+        yield Band(top, segmentation if len(possible) == len(logits) else possible[segmentation], probability)
+
+
+def _most_probable_at_once(logits: torch.Tensor, size: tuple[int, int]) -> tuple[torch.Tensor, torch.Tensor]:
     pixels = size[0] * size[1] + 2 * logits.shape[-2] * logits.shape[-1]
     best = torch.full(size, -1.0, device=logits.device)
     segmentation = torch.zeros(size, dtype=torch.int64, device=logits.device)

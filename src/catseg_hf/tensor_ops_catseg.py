@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -16,6 +17,33 @@ def resize_bilinear(images: torch.Tensor, size: tuple[int, int]) -> torch.Tensor
     if images.shape[-2:] == size:
         return images
     return F.interpolate(images, size=size, mode="bilinear", align_corners=False)
+
+
+def bilinear_weights(source: int, size: int, start: int, stop: int) -> tuple[int, np.ndarray]:
+    """What `source` values give those from `start` to `stop` of `size`, resized as [`resize_bilinear`] does: the first
+    that counts, and a matrix of shape (stop - start, values that count)."""
+    places = np.maximum((np.arange(start, stop) + 0.5) * (source / size) - 0.5, 0)
+    lower = places.astype(int)
+    upper = np.minimum(lower + 1, source - 1)
+    first = lower[0]
+    matrix = np.zeros((stop - start, upper[-1] - first + 1))
+    rows = np.arange(stop - start)
+    matrix[rows, lower - first] += lower + 1 - places
+    matrix[rows, upper - first] += places - lower
+    return int(first), matrix
+
+
+def shrink_bilinear(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """[`resize_bilinear`] of one image `(C, H, W)` of any type, which looks at no pixels but those that count: of a
+    large image that becomes a small one, few. Differs by rounding."""
+    factors = []
+    for axis, new in ((1, size[0]), (2, size[1])):
+        first, matrix = bilinear_weights(image.shape[axis], new, 0, new)
+        counts = np.flatnonzero(matrix.any(axis=0))
+        image = image.index_select(axis, torch.from_numpy(counts + first).to(image.device))
+        factors.append(torch.from_numpy(matrix[:, counts]).float().to(image.device))
+    rows, columns = factors
+    return rows @ (image.float() @ columns.T)
 
 
 def at_least_float32(tensor: torch.Tensor) -> torch.Tensor:

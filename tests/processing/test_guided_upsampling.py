@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from catseg_hf import CATSegImageProcessorPil, guided_upsampling_catseg
+from catseg_hf.bands_catseg import join_bands
 from catseg_hf.errors import UserError
 from catseg_hf.guided_upsampling_catseg import (
     EPSILON,
@@ -17,7 +18,7 @@ from catseg_hf.guided_upsampling_catseg import (
     RADIUS,
     UPSAMPLINGS,
     as_guide,
-    guided_arg_max,
+    guided_bands,
     most_probable_guided_class,
 )
 
@@ -133,10 +134,11 @@ def test_rectangles(rows, columns, monkeypatch):
     size, scale = (60, 60), (3, 4)
     probabilities = smooth_logits(9, *size).sigmoid()
     guide = as_guide(random_image(size[0] * scale[0], size[1] * scale[1]))
-    whole = guided_arg_max(probabilities, guide)
+    whole = join_bands(guided_bands(probabilities, guide), guide.shape[1:])
     cells = tuple(slice(*side) for side in (rows, columns))
     pixels = tuple(slice(side.start * by, side.stop * by) for side, by in zip(cells, scale, strict=True))
-    part = guided_arg_max(probabilities[(slice(None), *cells)], guide[(slice(None), *pixels)])
+    crop = guide[(slice(None), *pixels)]
+    part = join_bands(guided_bands(probabilities[(slice(None), *cells)], crop), crop.shape[1:])
     inner = tuple(
         slice(MARGIN * by if side.start else 0, (side.stop - side.start - MARGIN * (side.stop < total)) * by)
         for side, by, total in zip(cells, scale, size, strict=True)

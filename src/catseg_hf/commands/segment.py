@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import printable
+from ..errors import UserError, printable
 from .model_options import add_model_options, load_model, positive
 
 
@@ -28,7 +28,20 @@ def add_parser(commands: argparse._SubParsersAction):
     parser.add_argument(
         "--sam", metavar="MODEL", help="folder or Hub id of a Segment Anything model, whose masks the classes follow"
     )
-    parser.add_argument("--batch_size", type=positive, default=1, help="images at a time (default: 1)")
+    parser.add_argument(
+        "--tile_size",
+        type=positive,
+        metavar="PIXELS",
+        help="segment images in overlapping tiles of this side, each of which is seen as an image (default: whole "
+        "images; of several, those that are smaller than a tile)",
+    )
+    parser.add_argument(
+        "--tile_overlap",
+        type=float,
+        metavar="SHARE",
+        help="what neighbouring tiles have in common, 0 to 0.5 of a tile (default: 0.25)",
+    )
+    parser.add_argument("--batch_size", type=positive, default=1, help="images, or tiles, at a time (default: 1)")
     parser.add_argument(
         "--resume",
         action="store_true",
@@ -74,15 +87,33 @@ def _prepare(arguments: argparse.Namespace, images: list[str]) -> "FileSegmenter
     from ..images.origins import Settings
     from ..images.segmentation import FileSegmenter, check_output
     from ..loading import load_mask_generator
+    from ..tiled_image_catseg import check_tile_overlap, check_tile_size
+    from ..tiles_catseg import DEFAULT_TILE_OVERLAP
     from ..utils.processes import own_accelerator
 
+    tile_size, tile_overlap = arguments.tile_size, arguments.tile_overlap
+    if tile_overlap is not None and tile_size is None:
+        raise UserError(f"--tile_overlap is {tile_overlap}, but there are no tiles: give --tile_size too.")
     check_output(arguments.output)
     arguments.device = arguments.device or own_accelerator()
     segmenter, classes = load_model(arguments)
     value_range = None if arguments.value_range is None else check_value_range(arguments.value_range)
     dtype = str(segmenter.model.dtype)
     model = segmenter.model.name_or_path  # where weights by name lie
-    settings = Settings(model, arguments.sam, classes, arguments.threshold, value_range, dtype, arguments.upsampling)
+    if tile_size is not None:
+        check_tile_size(tile_size, segmenter.model.config)
+        tile_overlap = check_tile_overlap(DEFAULT_TILE_OVERLAP if tile_overlap is None else tile_overlap)
+    settings = Settings(
+        model,
+        arguments.sam,
+        classes,
+        arguments.threshold,
+        value_range,
+        dtype,
+        arguments.upsampling,
+        tile_size,
+        tile_overlap,
+    )
     return FileSegmenter(
         segmenter,
         images,

@@ -22,6 +22,7 @@ class Settings:
         value_range (`tuple[float, float]` or `None`): As the pipeline takes it.
         dtype (`str`): In which the model computes.
         upsampling (`str`): As the pipeline takes it.
+        tile_size (`int` or `None`), tile_overlap (`float` or `None`): As the pipeline takes them.
     """
 
     model: str
@@ -31,6 +32,8 @@ class Settings:
     value_range: tuple[float, float] | None
     dtype: str
     upsampling: str = "bilinear"
+    tile_size: int | None = None
+    tile_overlap: float | None = None
 
     def digests(self) -> dict[str, str]:
         """A digest of each setting that is not left out, by its name. Of models in folders the sizes and times of
@@ -46,6 +49,8 @@ class Settings:
             settings["range"] = self.value_range
         if self.upsampling != "bilinear":
             settings["upsampling"] = self.upsampling
+        if self.tile_size is not None:
+            settings |= {"tile_size": self.tile_size, "tile_overlap": self.tile_overlap}
         return {name: _digest(value) for name, value in settings.items()}
 
 

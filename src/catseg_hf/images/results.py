@@ -112,6 +112,8 @@ def write_summary(output: Path, settings: Settings, records: list[dict[str, Any]
         "threshold": settings.threshold,
         "range": settings.value_range,
         "upsampling": settings.upsampling,
+        "tile_size": settings.tile_size,
+        "tile_overlap": settings.tile_overlap,
         "images": records,
         "unreadable": [{"image": image, "error": error} for image, error in unreadable],
     }

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 
 from ..errors import UserError, printable
 from ..pipeline_catseg import OpenVocabularySegmentationPipeline, read_pixels
+from ..tiled_image_catseg import check_tile_fits
 from ..utils.processes import Processes
 from .origins import Settings, describe_input
 from .results import list_largest, read_result, write_result, write_summary
@@ -80,6 +81,7 @@ class FileSegmenter:
         self.paths = [output / name for name in choose_names(images, output)]
         self.candidate_labels = None if own_vocabulary else settings.classes
         self.mask_generator, self.batch_size = mask_generator, batch_size
+        self.shows_tiles = False
 
     def run(
         self, processes: Processes, failures: list[tuple[str, str]], resume: bool = False
@@ -131,6 +133,7 @@ class FileSegmenter:
         records, errors = {}, {}
         num_done = len(self.images) - sum(map(len, batches))
         disable = None if processes.is_first else True
+        self.shows_tiles = processes.is_first and sys.stderr.isatty()
         with (
             tqdm(total=len(self.images), initial=num_done, unit="image", disable=disable) as progress,
             _worker_threads(READERS) as readers,
@@ -167,20 +170,45 @@ class FileSegmenter:
     def _segment(self, images: list[_Image]) -> list[_Image]:
         readable = [image for image in images if image.error is None]
         self.segmenter.call_count = 0  # after a few calls transformers would advise to make a single one
-        results = self.segmenter(
-            [image.pixels for image in readable],
-            self.candidate_labels,
-            batch_size=len(readable),
-            threshold=self.settings.threshold,
-            mask_generator=self.mask_generator,
-            upsampling=self.settings.upsampling,
-            return_segmentation_map=True,
-        )
+        if self.settings.tile_size is None:
+            results = self._call_pipeline([image.pixels for image in readable], batch_size=len(readable))
+        else:
+            results = [self._segment_tiles(image) for image in readable]
         for image, result in zip(readable, results, strict=True):
             for segment in result["segments"]:
                 del segment["mask"]  # as large as the image
             image.result = result
         return images
+
+    def _segment_tiles(self, image: _Image) -> dict[str, Any]:
+        size, tile_size = tuple(image.pixels.shape[1:]), self.settings.tile_size
+        if len(self.images) == 1:
+            check_tile_fits(tile_size, size, f"The image {self.images[image.index]!r}")
+        # A bar for those alone that take long.
+        with tqdm(unit="tile", leave=False, delay=2, disable=not self.shows_tiles) as progress:
+
+            def show(done: int, total: int):
+                progress.total = total
+                progress.update(done - progress.n)
+
+            return self._call_pipeline(
+                image.pixels,
+                batch_size=self.batch_size,
+                tile_size=min(tile_size, max(size)),
+                tile_overlap=self.settings.tile_overlap,
+                on_tiles=show,
+            )
+
+    def _call_pipeline(self, images: torch.Tensor | list[torch.Tensor], **options: Any) -> Any:
+        return self.segmenter(
+            images,
+            self.candidate_labels,
+            threshold=self.settings.threshold,
+            mask_generator=self.mask_generator,
+            upsampling=self.settings.upsampling,
+            return_segmentation_map=True,
+            **options,
+        )
 
     def _write(self, image: _Image) -> _Image:
         if image.error is None:
