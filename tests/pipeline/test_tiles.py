@@ -231,15 +231,17 @@ def test_parts_of_an_image_are_read_as_the_whole(image, request):
 
 
 class LargestTensor(TorchDispatchMode):
-    """Records the largest storage that any operation returns."""
+    """Records the largest storages that any operation returns: of any type, and of numbers other than ids."""
 
-    bytes = 0
+    bytes, bytes_of_others = 0, 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         for tensor in out if isinstance(out, list | tuple) else [out]:
             if isinstance(tensor, torch.Tensor):
                 self.bytes = max(self.bytes, tensor.untyped_storage().nbytes())
+                if tensor.dtype != torch.int64:
+                    self.bytes_of_others = max(self.bytes_of_others, tensor.untyped_storage().nbytes())
         return out
 
 
@@ -251,6 +253,7 @@ def test_label_maps_of_large_images_take_no_more_than_themselves(monkeypatch):
     with LargestTensor() as largest:
         (segmentation,) = processor.post_process_semantic_segmentation(outputs, [(2048, 2000)])
     assert largest.bytes == segmentation.untyped_storage().nbytes() == 8 * 2048 * 2000
+    assert largest.bytes_of_others <= 4 * 5 * 512 * 512
     monkeypatch.undo()
     (expected,) = processor.post_process_semantic_segmentation(outputs, [(2048, 2000)])
     assert (segmentation == expected).float().mean() > 0.9999
