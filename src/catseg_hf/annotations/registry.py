@@ -1,4 +1,4 @@
-"""The formats of the tools that people annotate with: what there is, as data, so that nothing heavy is imported to tell."""
+"""The formats of the tools that people annotate with, as data: nothing heavy is imported to tell what there is."""
 
 from dataclasses import dataclass
 from importlib import import_module
@@ -47,8 +47,8 @@ class Format:
         """
         if missing := [name for name in self.needs if find_spec(_PACKAGES[name]) is None]:
             raise UserError(
-                f"{self.title} needs {' and '.join(missing)}: `pip install {' '.join(missing)}`, or catseg_hf with its "
-                'extra, `pip install "catseg_hf[annotations]"`.'
+                f"{self.title} needs {' and '.join(missing)}: `pip install {' '.join(missing)}`, or catseg_hf with "
+                'its extra, `pip install "catseg_hf[annotations]"`.'
             )
         return self.load_unchecked()
 
@@ -109,7 +109,7 @@ FORMATS = (
         writes=True,
     ),
     Format("colors", "label maps in colour", "colors", "PNGs with label_colors.txt, labelmap.txt or _classes.csv"),
-    Format("binary_masks", "one binary mask for each class", "binary_masks", "images/, and masks/CLASS/ of binary PNGs"),
+    Format("binary_masks", "one binary mask for each class", "binary_masks", "images/, and binary PNGs in masks/CLASS/"),
 )
 
 
