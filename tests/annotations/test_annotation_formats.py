@@ -1,13 +1,13 @@
-"""Small sources of every format, prepared, against what the tools themselves draw (tests/catseg_testing/annotation_peers)."""
+"""Small sources of every format, prepared, against what the tools themselves draw (tests/annotations/peers)."""
 
 import json
 from pathlib import Path
 
 import pytest
-from catseg_testing.annotation_peers.label_maps import differences
 
 from catseg_hf.annotations.preparation import prepare
 from catseg_hf.annotations.registry import FORMATS, recognise
+from catseg_testing.prepared_folders import differences
 
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "annotations"

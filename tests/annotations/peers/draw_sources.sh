@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Draws the sources of make_sources.py with the tools that they are of, each in an environment of its own, and writes
-# what CI compares with: tests/catseg_testing/annotation_peers/run.sh SOURCES EXPECTED. Needs the network, and Python 3.11 or newer.
+# what CI compares with: tests/annotations/peers/draw_sources.sh SOURCES EXPECTED. Needs the network, and Python 3.11 or newer.
 # ENVIRONMENTS names a folder in which environments stay for the next run.
 set -euo pipefail
 
