@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from ..utils.files import replaced_folder
+from ..images.origins import is_url
+from ..utils.files import link_file, replaced_folder
 from ..visualization import class_color
 from .rle import encode_cvat
 from .segmented_images import SegmentedImage, read_results
@@ -30,9 +31,19 @@ def to_cvat(
 
 
 def write(images: Iterable[SegmentedImage], labels: Sequence[str], output: Path):
-    """Writes cvat/annotations.xml."""
-    with replaced_folder(output / FOLDER) as folder, open(folder / FILE_NAME, "w", encoding="utf-8") as file:
-        file.writelines(_to_xml(images, labels))
+    """Writes cvat/ with annotations.xml, and links to the images in images/."""
+    with replaced_folder(output / FOLDER) as folder:
+
+        def linked() -> Iterable[SegmentedImage]:
+            for image in images:
+                if not is_url(image.path):
+                    link = folder / "images" / image.name
+                    link.parent.mkdir(parents=True, exist_ok=True)
+                    link_file(folder / image.path, link)
+                yield image
+
+        with open(folder / FILE_NAME, "w", encoding="utf-8") as file:
+            file.writelines(_to_xml(linked(), labels))
 
 
 def _to_xml(images: Iterable[SegmentedImage], labels: Sequence[str]) -> Iterable[str]:
