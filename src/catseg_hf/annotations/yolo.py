@@ -10,7 +10,7 @@ import numpy as np
 from ..images.origins import is_url
 from ..utils.files import link_file, replaced_folder
 from .contours import trace_pixels
-from .instances import split_parts
+from .instances import import_cv2, split_parts
 from .segmented_images import SegmentedImage, read_results
 
 
@@ -48,6 +48,14 @@ def write(images: Iterable[SegmentedImage], labels: Sequence[str], output: Path)
         names = [f"  {index}: {json.dumps(label)}\n" for index, label in enumerate(labels)]
         lines = ["path: .\n", f"train: images/{SPLIT}\n", f"val: images/{SPLIT}\n", "names:\n", *names]
         (folder / "data.yaml").write_text("".join(lines), encoding="utf-8")
+
+
+def check_labels(labels: Sequence[str]):
+    """
+    Raises:
+        UserError: If OpenCV is not installed.
+    """
+    import_cv2()
 
 
 def _to_lines(image: SegmentedImage) -> str:
