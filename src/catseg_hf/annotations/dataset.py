@@ -111,7 +111,8 @@ class Canvas:
             self.report.problem(DAMAGED_SHAPE, f"{self.where}, {described}: {error}")
         except _MALFORMED as error:
             self.report.problem(
-                DAMAGED_SHAPE, f"{self.where}, {described}: it is malformed ({type(error).__name__}: {first_line(error)})"
+                DAMAGED_SHAPE,
+                f"{self.where}, {described}: it is malformed ({type(error).__name__}: {first_line(error)})",
             )
 
     def remark(self, kind: str, described: str):
@@ -134,7 +135,11 @@ class Canvas:
         height, width = self.size
         bottom, right = top + mask.shape[0], left + mask.shape[1]
         rows, columns = slice(max(top, 0), min(bottom, height)), slice(max(left, 0), min(right, width))
-        inside = mask[max(-top, 0) : height - top, max(-left, 0) : width - left] if left < width and top < height else mask[:0]
+        inside = (
+            mask[max(-top, 0) : height - top, max(-left, 0) : width - left]
+            if left < width and top < height
+            else mask[:0]
+        )
         if inside.size == 0 or not inside.any():
             raise ShapeError(OUTSIDE if mask.any() else WITHOUT_AREA, "it has no pixel in the image")
         value = self.table.values.get(name, self.table.no_class)

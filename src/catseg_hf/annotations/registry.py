@@ -109,7 +109,9 @@ FORMATS = (
         writes=True,
     ),
     Format("colors", "label maps in colour", "colors", "PNGs with label_colors.txt, labelmap.txt or _classes.csv"),
-    Format("binary_masks", "one binary mask for each class", "binary_masks", "images/, and binary PNGs in masks/CLASS/"),
+    Format(
+        "binary_masks", "one binary mask for each class", "binary_masks", "images/, and binary PNGs in masks/CLASS/"
+    ),
 )
 
 

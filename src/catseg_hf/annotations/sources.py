@@ -1,4 +1,4 @@
-"""Finds the files of a source: JSON by its kind, images by the names that labels give them, splits by the words for them."""
+"""Finds the files of a source: JSON, images by the names that labels give them, and splits by the words for them."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def split_of(*texts: str) -> str | None:
 
 
 def files_below(source: Path, suffix: str, depth: int = 2) -> Iterator[Path]:
-    """The source itself if it is such a file, or those in the folder and in folders in it, sorted, the nearest first."""
+    """The source itself if it is such a file, or those in the folder and in folders in it, the nearest first."""
     if source.is_file():
         if source.suffix.lower() == suffix:
             yield source

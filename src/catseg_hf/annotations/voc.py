@@ -1,6 +1,8 @@
-"""PASCAL VOC: palette PNGs, with labelmap.txt also CVAT's segmentation mask 1.1."""
+"""PASCAL VOC's label maps in colour (Everingham et al., IJCV 2010), and CVAT's "Segmentation mask 1.1" in the same
+folders with a labelmap.txt."""
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -10,12 +12,76 @@ from PIL import Image
 from ..errors import UserError
 from ..images.origins import is_url
 from ..utils.files import link_file, replaced_folder
+from .dataset import MISSING_IMAGE, WITHOUT_LABELS, AnnotatedImage, Dataset, Report
+from .label_images import VOID_NAMES, fill_colors, read_color_list
 from .segmented_images import SegmentedImage, read_results
+from .sources import ImageFiles, split_of
 
 
+LABEL_FOLDER, IMAGE_FOLDER, SPLIT_FOLDER, COLOR_LIST = "SegmentationClass", "JPEGImages", "ImageSets", "labelmap.txt"
+BACKGROUND, VOID = "background", "void"
+CLASSES = (
+    *(BACKGROUND, "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
+VOID_COLOR = (224, 224, 192)
 FOLDER, SPLIT = "voc", "train"
-BACKGROUND = "background"
 MAX_CLASSES = 254  # 0 is the background, 255 is left out
+
+
+def recognises(source: Path) -> bool:
+    return (source / LABEL_FOLDER).is_dir()
+
+
+def palette_color(index: int) -> tuple[int, int, int]:
+    """The colour at an index of VOC's palette: its bits in threes, spread from the highest bit of each channel."""
+    color = [0, 0, 0]
+    for place in range(8):
+        for channel in range(3):
+            color[channel] |= (index >> (3 * place + channel) & 1) << (7 - place)
+    return tuple(color)
+
+
+def read(source: Path, images: Path | None) -> Dataset:
+    """Every pixel has the class of its colour, which labelmap.txt tells, or else VOC's own 21 classes."""
+    if not recognises(source):
+        boxes = ": it has boxes only (Annotations/)" if (source / "Annotations").is_dir() else ""
+        raise UserError(f"There is no folder {LABEL_FOLDER} in {source}{boxes}. VOC's label maps lie there.")
+    color_list = source / COLOR_LIST
+    if color_list.is_file():
+        colors = read_color_list(color_list)
+    else:
+        colors = {palette_color(index): name for index, name in enumerate(CLASSES)} | {VOID_COLOR: VOID}
+    report, annotated = Report(), []
+    image_files = ImageFiles([images] if images else [source / IMAGE_FOLDER, source])
+    stems = {path.stem: path for path in sorted((source / LABEL_FOLDER).rglob("*.png"))}
+    splits = _splits(source)
+    for stem in splits.keys() - stems.keys():
+        report.problem(WITHOUT_LABELS, f"{source / SPLIT_FOLDER} lists {stem}, but {LABEL_FOLDER} has no {stem}.png")
+    found = ImageFiles([images or source / IMAGE_FOLDER]).stems()
+    for stem, label_map in stems.items():
+        if stem not in found:
+            report.problem(
+                MISSING_IMAGE, f"{label_map}: there is no image {stem} in {image_files.folders[0]} (--images)"
+            )
+            continue
+        draw = partial(fill_colors, label_map, colors)
+        annotated.append(AnnotatedImage(found[stem], found[stem].name, draw, splits.get(stem), label_map))
+    void = {name for name in colors.values() if name.lower() in VOID_NAMES}
+    classes = [name for name in dict.fromkeys(colors.values()) if name not in void]
+    return Dataset(classes, annotated, report, BACKGROUND if BACKGROUND in classes else None, frozenset(void))
+
+
+def _splits(source: Path) -> dict[str, str | None]:
+    """The split of each name that the lists of segmentation have, the more special lists first."""
+    splits: dict[str, str | None] = {}
+    for path in sorted((source / SPLIT_FOLDER / "Segmentation").glob("*.txt"), key=lambda path: -len(path.stem)):
+        for line in path.read_text(encoding="utf-8-sig").splitlines():
+            if name := line.strip():
+                splits[Path(name).name if "trainval" not in path.stem else name] = split_of(path.stem) or (
+                    None if path.stem == "default" else path.stem
+                )
+    return splits
 
 
 def to_voc(
@@ -57,22 +123,22 @@ def write(images: Iterable[SegmentedImage], labels: Sequence[str], output: Path)
     """Writes voc/ with SegmentationClass, links to the images in JPEGImages, ImageSets and labelmap.txt."""
     check_labels(labels)
     with replaced_folder(output / FOLDER) as folder:
-        for name in ("SegmentationClass", "JPEGImages", "ImageSets/Segmentation"):
+        for name in (LABEL_FOLDER, IMAGE_FOLDER, f"{SPLIT_FOLDER}/Segmentation"):
             (folder / name).mkdir(parents=True)
         stems = []
         for image in images:
             stems.append(image.stem)
-            _draw(image).save(folder / "SegmentationClass" / f"{image.stem}.png")
+            _draw(image).save(folder / LABEL_FOLDER / f"{image.stem}.png")
             if not is_url(image.path):
                 name = image.stem + PurePath(image.path).suffix
-                link_file(folder / image.path, folder / "JPEGImages" / name)
+                link_file(folder / image.path, folder / IMAGE_FOLDER / name)
         lines = "".join(f"{stem}\n" for stem in stems)
-        (folder / "ImageSets" / "Segmentation" / f"{SPLIT}.txt").write_text(lines, encoding="utf-8")
+        (folder / SPLIT_FOLDER / "Segmentation" / f"{SPLIT}.txt").write_text(lines, encoding="utf-8")
         colors = [
-            f"{name}:{','.join(map(str, color))}::\n"
-            for name, color in zip([BACKGROUND, *labels], _palette(), strict=False)
+            f"{name}:{','.join(map(str, palette_color(index)))}::\n"
+            for index, name in enumerate([BACKGROUND, *labels])
         ]
-        (folder / "labelmap.txt").write_text("".join(["# label:color_rgb:parts:actions\n", *colors]), encoding="utf-8")
+        (folder / COLOR_LIST).write_text("".join(["# label:color_rgb:parts:actions\n", *colors]), encoding="utf-8")
 
 
 def _draw(image: SegmentedImage) -> Image.Image:
@@ -80,14 +146,5 @@ def _draw(image: SegmentedImage) -> Image.Image:
     for region in image.regions:
         ids[region.window][region.mask] = region.index + 1
     drawing = Image.fromarray(ids)
-    drawing.putpalette(_palette().ravel().tolist())
+    drawing.putpalette([channel for index in range(256) for channel in palette_color(index)])
     return drawing
-
-
-def _palette() -> np.ndarray:
-    """PASCAL VOC's 256 colours: the bits of an index go to red, green and blue in turn, the lowest to the
-    highest places."""
-    indices = np.arange(256)
-    bits = indices[:, None] >> np.arange(8) & 1  # (256, 8)
-    places = 7 - np.arange(8) // 3
-    return np.stack([(bits << places)[:, channel::3].sum(axis=1) for channel in range(3)], axis=1).astype(np.uint8)

@@ -138,9 +138,9 @@ def nearest_folder(path: Path) -> Path:
     return next(existing for existing in (path, *path.parents) if existing.exists())
 
 
-def check_output_folder(folder: str | os.PathLike) -> Path:
+def check_output_folder(folder: str | os.PathLike, option: str = "--output_dir") -> Path:
     """
-    The folder's real path.
+    The folder's real path. `option` is what messages say it was named with.
 
     Raises:
         UserError: If something is there that would have to be replaced.
@@ -148,9 +148,9 @@ def check_output_folder(folder: str | os.PathLike) -> Path:
     folder = Path(folder).expanduser().resolve()
     existing = nearest_folder(folder)
     if not existing.is_dir():
-        raise UserError(f"{existing} is a file: name a folder that does not exist yet (--output_dir).")
+        raise UserError(f"{existing} is a file: name a folder that does not exist yet ({option}).")
     if folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty: name a folder that does not exist yet, or empty it (--output_dir).")
+        raise UserError(f"{folder} is not empty: name a folder that does not exist yet, or empty it ({option}).")
     return folder
 
 
@@ -231,9 +231,10 @@ def _remove_if_empty(folder: Path):
 
 
 def synchronise_all(folder: Path) -> list[Path]:
-    """Brings a folder with everything in it to the disk; returns what is directly in it."""
+    """Brings a folder with all in it to the disk, but for what links lead to; returns what is directly in it."""
     for path in (*folder.rglob("*"), folder):
-        synchronise(path)
+        if not path.is_symlink():
+            synchronise(path)
     return sorted(folder.iterdir())
 
 
