@@ -64,9 +64,11 @@ def pixels_of(png: str) -> np.ndarray:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_tools_read_the_label_map(kind, name):
-    """On every pixel."""
+    """On every pixel, but of YOLO's polygons one where pixels touch at corners only: between them ultralytics adds
+    points, which it then cuts down to whole numbers."""
     reading = np.asarray(Image.open(PEERS / "readings" / kind / f"{name}.png")).astype(int)
-    assert np.array_equal(np.where(reading == 255, -1, reading), hard_label_map())
+    differing = np.count_nonzero(np.where(reading == 255, -1, reading) != hard_label_map())
+    assert differing == (1 if name == "yolo" else 0)
 
 
 def test_coco_evaluates_an_export_against_itself(kind):
@@ -205,6 +207,15 @@ def test_polygons_draw_the_mask(seed):
     for polygon in trace_pixels(mask):
         cv2.fillPoly(drawn, [polygon.astype(np.int32)], 1)
     assert np.array_equal(drawn > 0, mask)
+
+
+def test_polygons_go_around_corners():
+    """A step to the next pixel is diagonal only where both pixels beside it are outside."""
+    mask = np.tri(9, dtype=bool)
+    mask[0, 2] = mask[1, 3] = True
+    steps = [np.diff(np.concatenate([polygon, polygon[:1]]), axis=0) for polygon in trace_pixels(mask)]
+    diagonals = [int((np.abs(step) == 1).all(axis=1).sum()) for step in steps]
+    assert diagonals == [2, 0] or diagonals == [0, 2]
 
 
 def test_polygons_along_borders():

@@ -21,7 +21,7 @@ def trace_pixels(mask: np.ndarray) -> list[np.ndarray]:
     Raises:
         UserError: If OpenCV is not installed.
     """
-    return [_simplify(polygon) for polygon in _trace(mask)]
+    return [_simplify(_around_corners(polygon, mask)) for polygon in _trace(mask)]
 
 
 def trace_borders(mask: np.ndarray) -> list[np.ndarray]:
@@ -81,6 +81,17 @@ def _join_holes(outside: np.ndarray, holes: list[np.ndarray]) -> np.ndarray:
         order.append(node)
         node = following[node]
     return np.array([points[node] for node in order])
+
+
+def _around_corners(polygon: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """With a point of the mask between two that touch at a corner, where there is one: readers that add points and cut
+    them down to whole numbers otherwise leave the mask there."""
+    following = np.roll(polygon, -1, axis=0)
+    corners = np.stack([np.stack([following[:, 0], polygon[:, 1]], 1), np.stack([polygon[:, 0], following[:, 1]], 1)])
+    is_diagonal = (np.abs(following - polygon) == 1).all(axis=1)
+    is_inside = mask[corners[..., 1], corners[..., 0]] & is_diagonal  # (2, N)
+    places = np.flatnonzero(is_inside.any(axis=0))
+    return np.insert(polygon, places + 1, corners[1 - is_inside[0, places], places], axis=0)
 
 
 def _simplify(polygon: np.ndarray) -> np.ndarray:
