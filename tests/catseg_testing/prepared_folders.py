@@ -1,5 +1,5 @@
-"""Compares a prepared folder with what a tool itself draws: python -m catseg_testing.prepared_folders PREPARED EXPECTED
-[NAME ...], names of the tool that stand for no class. EXPECTED is what the scripts in tests/annotations/peers write."""
+"""Compares a prepared folder with what a tool itself draws: python -m catseg_testing.prepared_folders PREPARED
+EXPECTED [NAME ...], with names of the tool that stand for no class. EXPECTED is written by tests/annotations/peers."""
 
 import json
 import sys

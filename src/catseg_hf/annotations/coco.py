@@ -1,7 +1,8 @@
 """COCO's JSON (Lin et al., ECCV 2014): things and stuff, as polygons and run lengths, in the folders of
 cocodataset.org, Roboflow, mmdetection and datumaro."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
+from ..images.origins import is_url
+from ..utils.files import replaced_file
 from .dataset import (
     DAMAGED_FILE,
     DAMAGED_SHAPE,
@@ -21,12 +24,14 @@ from .dataset import (
     ShapeError,
 )
 from .polygons import checked_points, pycocotools_mask, remark_clipped
-from .rle import decode_coco
+from .rle import decode_coco, encode_coco
+from .segmented_images import SegmentedImage, read_results
 from .sources import ImageFiles, json_below, load_json, split_of, try_json
 
 
 KEYS = ("images", "annotations", "categories")
 _NO_CLASS = ""  # of an id that no category has
+FOLDER, FILE_NAME = "", "annotations.json"
 
 
 def recognises(source: Path) -> bool:
@@ -71,7 +76,7 @@ def read(source: Path, images: Path | None) -> Dataset:
         for record in data["images"]:
             try:
                 name, size = str(record["file_name"]), _size(record)
-                entry = found.setdefault((split, name), _Listed(path, size, []))
+                entry = found.setdefault((split, name), _Listed(path, size, [], _place(record)))
                 if entry.file == path and record["id"] in listed.values():
                     raise KeyError
                 listed[record["id"]] = entry
@@ -92,7 +97,7 @@ def read(source: Path, images: Path | None) -> Dataset:
     for (split, name), entry in found.items():
         near = () if images else image_folders(entry.file, root, split)
         try:
-            file = image_files.find(name, near)
+            file = image_files.find(name if images else entry.place, near)
         except UserError as error:
             report.problem(MISSING_IMAGE, f"{entry.file}, {error}")
             continue
@@ -101,10 +106,16 @@ def read(source: Path, images: Path | None) -> Dataset:
 
 
 class _Listed:
-    """An image of a JSON: the file that lists it first, its size, and its annotations with their categories."""
+    """An image of a JSON: the file that lists it first, its size, its annotations with their categories, and where it
+    lies."""
 
-    def __init__(self, file: Path, size: tuple[int, int], shapes: list[tuple[Any, Mapping[Any, str]]]):
-        self.file, self.size, self.shapes = file, size, shapes
+    def __init__(self, file: Path, size: tuple[int, int], shapes: list[tuple[Any, Mapping[Any, str]]], place: str):
+        self.file, self.size, self.shapes, self.place = file, size, shapes, place
+
+
+def _place(record: Mapping[str, Any]) -> str:
+    """An image's path from the JSON's folder, which `catseg-hf segment` writes, or its name."""
+    return str(record.get("path") or record["file_name"])
 
 
 def category_names(categories: Sequence[Mapping[str, Any]], annotations: Sequence[Any] = ()) -> dict[Any, str]:
@@ -183,3 +194,59 @@ def segmentation_mask(segmentation: Any, canvas: Canvas, described: str) -> np.n
     for part in parts:
         remark_clipped(canvas, part, described)
     return pycocotools_mask(parts, canvas.size)
+
+
+def to_coco(
+    results: Any, labels: Sequence[str], names: str | Sequence[str], *, instances: bool = False, min_area: int = 1
+) -> dict[str, Any]:
+    """
+    Results of the pipeline as a COCO data set: `images`, `annotations` with RLE, and `categories` for all labels, each
+    with ids from 1.
+
+    Args:
+        results, labels, names, instances, min_area: As [`read_results`] takes them.
+
+    Raises:
+        UserError: As [`read_results`] does.
+    """
+    return _to_dataset(read_results(results, labels, names, instances=instances, min_area=min_area), labels)
+
+
+def write(images: Iterable[SegmentedImage], labels: Sequence[str], output: Path):
+    """Writes annotations.json into the output folder."""
+    with replaced_file(output / FOLDER / FILE_NAME) as file:
+        file.write_text(json.dumps(_to_dataset(images, labels)) + "\n")
+
+
+def list_categories(labels: Sequence[str]) -> list[dict[str, Any]]:
+    """COCO's categories, with ids from 1 in the order of the labels."""
+    return [{"id": index, "name": label, "supercategory": ""} for index, label in enumerate(labels, start=1)]
+
+
+def describe_image(image: SegmentedImage, image_id: int) -> dict[str, Any]:
+    """COCO's entry for an image. Its file lies at `path` from the folder of the JSON file."""
+    height, width = image.size
+    place = "coco_url" if is_url(image.path) else "path"
+    return {"id": image_id, "file_name": image.name, place: image.path, "width": width, "height": height}
+
+
+def _to_dataset(images: Iterable[SegmentedImage], labels: Sequence[str]) -> dict[str, Any]:
+    entries, annotations = [], []
+    for image_id, image in enumerate(images, start=1):
+        entries.append(describe_image(image, image_id))
+        annotations += _describe_regions(image, image_id, len(annotations) + 1)
+    return {"images": entries, "annotations": annotations, "categories": list_categories(labels)}
+
+
+def _describe_regions(image: SegmentedImage, image_id: int, first_id: int) -> Iterator[dict[str, Any]]:
+    for annotation_id, region in enumerate(image.regions, start=first_id):
+        yield {
+            "id": annotation_id,
+            "image_id": image_id,
+            "category_id": region.index + 1,
+            "segmentation": {"size": list(image.size), "counts": encode_coco(region.draw(image.size))},
+            "area": region.area,
+            "bbox": list(region.box),
+            "iscrowd": 0,
+            "score": region.score,
+        }

@@ -1,13 +1,17 @@
 """CVAT's XML "for images 1.1": polygons, masks, boxes and ellipses, the higher z_order over the lower."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 
 from ..errors import UserError, first_line
+from ..images.origins import is_url
+from ..utils.files import link_file, replaced_folder
+from ..visualization import class_color
 from .dataset import (
     DAMAGED_FILE,
     DAMAGED_SHAPE,
@@ -20,7 +24,8 @@ from .dataset import (
     ShapeError,
 )
 from .polygons import checked_points, pycocotools_mask, rectangle, remark_clipped, rotated
-from .rle import decode_cvat
+from .rle import decode_cvat, encode_cvat
+from .segmented_images import SegmentedImage, read_results
 from .sources import ImageFiles, files_below, split_of
 
 
@@ -29,6 +34,7 @@ DIGITS = 2
 DRAWN = ("box", "polygon", "ellipse", "mask")
 # Words that CVAT's projects have where they mean no part of the data.
 _NO_SPLIT = ("default", "none", "")
+FOLDER, FILE_NAME = "cvat", "annotations.xml"
 
 
 def recognises(source: Path) -> bool:
@@ -158,3 +164,80 @@ def _ellipse(
     whole = [tuple(round(number) for number in pair) for pair in (center, radii)]
     cv2.ellipse(mask, *whole, rotation, 0, 360, 1, thickness=-1)
     return mask.view(bool)
+
+
+def to_cvat(
+    results: Any, labels: Sequence[str], names: str | Sequence[str], *, instances: bool = False, min_area: int = 1
+) -> str:
+    """
+    Results of the pipeline as XML in CVAT's format for images, version 1.1, with masks as shapes.
+
+    Args:
+        results, labels, names, instances, min_area: As [`read_results`] takes them.
+
+    Raises:
+        UserError: As [`read_results`] does.
+    """
+    return "".join(_to_xml(read_results(results, labels, names, instances=instances, min_area=min_area), labels))
+
+
+def write(images: Iterable[SegmentedImage], labels: Sequence[str], output: Path):
+    """Writes cvat/ with annotations.xml, and links to the images in images/."""
+    with replaced_folder(output / FOLDER) as folder:
+
+        def linked() -> Iterable[SegmentedImage]:
+            for image in images:
+                if not is_url(image.path):
+                    link = folder / "images" / image.name
+                    link.parent.mkdir(parents=True, exist_ok=True)
+                    link_file(folder / image.path, link)
+                yield image
+
+        with open(folder / FILE_NAME, "w", encoding="utf-8") as file:
+            file.writelines(_to_xml(linked(), labels))
+
+
+def _to_xml(images: Iterable[SegmentedImage], labels: Sequence[str]) -> Iterable[str]:
+    yield '<?xml version="1.0" encoding="utf-8"?>\n<annotations>\n<version>1.1</version>\n'
+    yield _to_text(_describe_labels(labels))
+    for image_id, image in enumerate(images):
+        yield _to_text(_describe(image, image_id))
+    yield "</annotations>\n"
+
+
+def _to_text(element: ElementTree.Element) -> str:
+    ElementTree.indent(element)
+    return ElementTree.tostring(element, encoding="unicode") + "\n"
+
+
+def _describe_labels(labels: Sequence[str]) -> ElementTree.Element:
+    meta = ElementTree.Element("meta")
+    parent = ElementTree.SubElement(ElementTree.SubElement(meta, "task"), "labels")
+    for index, label in enumerate(labels):
+        element = ElementTree.SubElement(parent, "label")
+        ElementTree.SubElement(element, "name").text = label
+        ElementTree.SubElement(element, "color").text = "#{:02x}{:02x}{:02x}".format(*class_color(index))
+        ElementTree.SubElement(element, "type").text = "mask"
+        ElementTree.SubElement(element, "attributes")
+    return meta
+
+
+def _describe(image: SegmentedImage, image_id: int) -> ElementTree.Element:
+    height, width = image.size
+    element = ElementTree.Element("image", id=str(image_id), name=image.name, width=str(width), height=str(height))
+    for region in image.regions:
+        left, top, width, height = region.box
+        ElementTree.SubElement(
+            element,
+            "mask",
+            label=region.label,
+            source="auto",
+            occluded="0",
+            rle=", ".join(map(str, encode_cvat(region.mask))),
+            left=str(left),
+            top=str(top),
+            width=str(width),
+            height=str(height),
+            z_order="0",
+        )
+    return element

@@ -3,8 +3,9 @@
 import base64
 import binascii
 import io
+import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ..errors import UserError
+from ..utils.files import replaced_folder
 from .coco import describe_json
 from .dataset import (
     DAMAGED_FILE,
@@ -26,6 +28,7 @@ from .dataset import (
     ShapeError,
 )
 from .polygons import checked_points, remark_clipped
+from .segmented_images import Region, SegmentedImage, read_results
 from .sources import ImageFiles, files_below, json_below, load_json, split_of, try_json
 
 
@@ -44,6 +47,8 @@ _POINTS = {
     "point": (1, False),
     "mask": (2, False),
 }
+FOLDER = "labelme"
+VERSION = "6.3.1"  # of the program whose files these are like
 
 
 def recognises(source: Path) -> bool:
@@ -191,3 +196,56 @@ def shape_mask(kind: str, points: Sequence[Sequence[float]], size: tuple[int, in
     else:
         draw.polygon(corners, outline=1, fill=1)
     return np.asarray(image, dtype=bool)
+
+
+def to_labelme(
+    results: Any, labels: Sequence[str], names: str | Sequence[str], *, instances: bool = False, min_area: int = 1
+) -> list[dict[str, Any]]:
+    """
+    Results of the pipeline as what is in Labelme's JSON files, one for each image, with masks as shapes.
+
+    Args:
+        results, labels, names, instances, min_area: As [`read_results`] takes them.
+
+    Raises:
+        UserError: As [`read_results`] does.
+    """
+    images = read_results(results, labels, names, instances=instances, min_area=min_area)
+    return [_describe(image) for image in images]
+
+
+def write(images: Iterable[SegmentedImage], labels: Sequence[str], output: Path):
+    """Writes labelme/ with a JSON file for each image, and labels.txt for the program's option."""
+    with replaced_folder(output / FOLDER) as folder:
+        (folder / CLASS_LIST).write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
+        for image in images:
+            (folder / f"{image.stem}.json").write_text(json.dumps(_describe(image), indent=2) + "\n")
+
+
+def _describe(image: SegmentedImage) -> dict[str, Any]:
+    height, width = image.size
+    return {
+        "version": VERSION,
+        "flags": {},
+        "shapes": [_describe_region(region) for region in image.regions],
+        "imagePath": image.path,
+        "imageData": None,
+        "imageHeight": height,
+        "imageWidth": width,
+    }
+
+
+def _describe_region(region: Region) -> dict[str, Any]:
+    left, top, width, height = region.box
+    png = io.BytesIO()
+    Image.fromarray(region.mask).save(png, format="PNG")
+    return {
+        "label": region.label,
+        "points": [[left, top], [left + width - 1, top + height - 1]],
+        "group_id": None,
+        "description": "",
+        "shape_type": "mask",
+        "flags": {},
+        "mask": base64.b64encode(png.getvalue()).decode("ascii"),
+        "score": region.score,
+    }

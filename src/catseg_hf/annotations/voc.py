@@ -1,12 +1,20 @@
 """PASCAL VOC's label maps in colour (Everingham et al., IJCV 2010), and CVAT's "Segmentation mask 1.1" in the same
 folders with a labelmap.txt."""
 
+from collections.abc import Iterable, Sequence
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import Any
+
+import numpy as np
+from PIL import Image
 
 from ..errors import UserError
+from ..images.origins import is_url
+from ..utils.files import link_file, replaced_folder
 from .dataset import MISSING_IMAGE, WITHOUT_LABELS, AnnotatedImage, Dataset, Report
 from .label_images import VOID_NAMES, fill_colors, read_color_list
+from .segmented_images import SegmentedImage, read_results
 from .sources import ImageFiles, split_of
 
 
@@ -17,6 +25,8 @@ CLASSES = (
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
 VOID_COLOR = (224, 224, 192)
+FOLDER, SPLIT = "voc", "train"
+MAX_CLASSES = 254  # 0 is the background, 255 is left out
 
 
 def recognises(source: Path) -> bool:
@@ -72,3 +82,69 @@ def _splits(source: Path) -> dict[str, str | None]:
                     None if path.stem == "default" else path.stem
                 )
     return splits
+
+
+def to_voc(
+    results: Any, labels: Sequence[str], names: str | Sequence[str], *, instances: bool = False, min_area: int = 1
+) -> list[Image.Image]:
+    """
+    Results of the pipeline as images of mode "P" in PASCAL VOC's colours, one for each: 0 is the background, classes
+    begin at 1.
+
+    Args:
+        results, labels, names, instances, min_area: As [`read_results`] takes them.
+
+    Raises:
+        UserError: As [`read_results`] does, and for more than 254 labels.
+    """
+    check_labels(labels)
+    images = read_results(results, labels, names, instances=instances, min_area=min_area)
+    return [_draw(image) for image in images]
+
+
+def check_labels(labels: Sequence[str]):
+    """
+    Raises:
+        UserError: If there are too many labels, or one is the background's.
+    """
+    if len(labels) > MAX_CLASSES:
+        raise UserError(
+            f"There are {len(labels)} labels, but PASCAL VOC's images hold at most {MAX_CLASSES}: choose another "
+            "format."
+        )
+    if unwritable := [label for label in labels if set(label) & set(":#\n\r") or label == BACKGROUND]:
+        raise UserError(
+            f"The label {unwritable[0]!r} cannot be written to labelmap.txt, where {BACKGROUND!r} is taken and ':' "
+            "and '#' separate: choose another word or another format."
+        )
+
+
+def write(images: Iterable[SegmentedImage], labels: Sequence[str], output: Path):
+    """Writes voc/ with SegmentationClass, links to the images in JPEGImages, ImageSets and labelmap.txt."""
+    check_labels(labels)
+    with replaced_folder(output / FOLDER) as folder:
+        for name in (LABEL_FOLDER, IMAGE_FOLDER, f"{SPLIT_FOLDER}/Segmentation"):
+            (folder / name).mkdir(parents=True)
+        stems = []
+        for image in images:
+            stems.append(image.stem)
+            _draw(image).save(folder / LABEL_FOLDER / f"{image.stem}.png")
+            if not is_url(image.path):
+                name = image.stem + PurePath(image.path).suffix
+                link_file(folder / image.path, folder / IMAGE_FOLDER / name)
+        lines = "".join(f"{stem}\n" for stem in stems)
+        (folder / SPLIT_FOLDER / "Segmentation" / f"{SPLIT}.txt").write_text(lines, encoding="utf-8")
+        colors = [
+            f"{name}:{','.join(map(str, palette_color(index)))}::\n"
+            for index, name in enumerate([BACKGROUND, *labels])
+        ]
+        (folder / COLOR_LIST).write_text("".join(["# label:color_rgb:parts:actions\n", *colors]), encoding="utf-8")
+
+
+def _draw(image: SegmentedImage) -> Image.Image:
+    ids = np.zeros(image.size, np.uint8)
+    for region in image.regions:
+        ids[region.window][region.mask] = region.index + 1
+    drawing = Image.fromarray(ids)
+    drawing.putpalette([channel for index in range(256) for channel in palette_color(index)])
+    return drawing

@@ -102,6 +102,37 @@ def replaced_together(folder: Path) -> Iterator[Path]:
             shutil.rmtree(aside, ignore_errors=True)
 
 
+@contextmanager
+def replaced_folder(folder: Path) -> Iterator[Path]:
+    """
+    An empty folder to fill, which takes the place of `folder` with all that is in it when the block ends, and is
+    removed if it fails.
+
+    Raises:
+        UserError: If it cannot be written.
+    """
+    aside = aside_of(folder)
+    with explained_write_errors(folder):
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        try:
+            yield aside
+            synchronise_all(aside)
+            if folder.exists():
+                shutil.rmtree(folder)
+            os.replace(aside, folder)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def link_file(source: Path, link: Path):
+    """A link to a file, with a path from the link's folder; a copy where the file system has no links."""
+    try:
+        os.symlink(os.path.relpath(os.path.realpath(source), os.path.realpath(link.parent)), link)
+    except (OSError, ValueError):  # of another drive, or without the right to
+        shutil.copyfile(source, link)
+
+
 def nearest_folder(path: Path) -> Path:
     """The path itself if it exists, or the nearest folder above it that does: on the same disk, once it is made."""
     return next(existing for existing in (path, *path.parents) if existing.exists())
