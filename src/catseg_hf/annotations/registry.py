@@ -129,6 +129,18 @@ def find_format(name: str) -> Format:
     return FORMATS[names.index(name)]
 
 
+def refuse_unprepared(source: Path):
+    """
+    Raises:
+        UserError: If a file or folder is of an annotation tool: which one, and what to do with it.
+    """
+    if source.exists() and (found := recognise(source)) is not None:
+        raise UserError(
+            f"{source} holds labels of the format {found.name}, {found.title}, which are not read here: prepare them "
+            f"with `catseg-hf prepare {source} --format {found.name} --output DIR`, and go on with DIR."
+        )
+
+
 def recognise(source: Path) -> Format | None:
     """The first format that a file or folder is of, or `None`."""
     for known in FORMATS:
