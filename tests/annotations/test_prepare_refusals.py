@@ -1,4 +1,4 @@
-"""`train.py` and `evaluate_benchmarks.py`, given what an annotation tool wrote, say what it is and how it is prepared."""
+"""`train.py` and `evaluate_benchmarks.py`, given what an annotation tool wrote, say how it is prepared."""
 
 from pathlib import Path
 
