@@ -29,6 +29,8 @@ from .segmented_images import SegmentedImage, read_results
 from .sources import ImageFiles, files_below, split_of
 
 
+# Decimals of coordinates to which the server rounds them before it draws.
+DIGITS = 2
 DRAWN = ("box", "polygon", "ellipse", "mask")
 # Words that CVAT's projects have where they mean no part of the data.
 _NO_SPLIT = ("default", "none", "")
@@ -102,7 +104,7 @@ def read(source: Path, images: Path | None) -> Dataset:
 
 def _draw_all(shapes: Sequence[ElementTree.Element], canvas: Canvas):
     numbered = list(enumerate(shapes))
-    for number, shape in sorted(numbered, key=lambda item: _z_order(item[1])):
+    for number, shape in sorted(numbered, key=lambda item: _order(item[1])):
         name = shape.get("label", "")
         described = f"shape {number} ({shape.tag} {name!r})"
         with canvas.shape(described):
@@ -115,11 +117,12 @@ def _draw_all(shapes: Sequence[ElementTree.Element], canvas: Canvas):
                 canvas.paint(name, _pixels(shape, described, canvas), described)
 
 
-def _z_order(shape: ElementTree.Element) -> int:
+def _order(shape: ElementTree.Element) -> tuple[int, bool]:
+    """Where a shape lies: turned boxes are above the others of their z_order, as the server's export has it."""
     try:
-        return int(shape.get("z_order", 0))
+        return int(shape.get("z_order", 0)), shape.tag == "box" and float(shape.get("rotation", 0)) != 0
     except ValueError:
-        return 0
+        return 0, False
 
 
 def _mask(attributes: Mapping[str, str]) -> tuple[np.ndarray, tuple[int, int]]:
@@ -135,12 +138,14 @@ def _pixels(shape: ElementTree.Element, described: str, canvas: Canvas) -> np.nd
         center, radii = (tuple(float(shape.attrib[key]) for key in keys) for keys in (("cx", "cy"), ("rx", "ry")))
         return _ellipse(center, radii, rotation, canvas.size)
     if shape.tag == "box":
-        corners = rectangle(*(float(shape.attrib[key]) for key in ("xtl", "ytl", "xbr", "ybr")))
+        corners = np.array([[float(shape.attrib[key]) for key in keys] for keys in (("xtl", "ytl"), ("xbr", "ybr"))])
+        place, corner = np.around(corners, DIGITS)
+        corners = rectangle(*place, *(place + (corner - place)))  # to the last bit as in the server
         if rotation:
             corners = rotated(corners, rotation, corners.mean(axis=0))
     else:
         corners = [[float(number) for number in pair.split(",")] for pair in shape.attrib["points"].split(";")]
-    points = checked_points(corners, canvas.size, 3)
+    points = np.around(checked_points(corners, canvas.size, 3), DIGITS)
     remark_clipped(canvas, points, described)
     return pycocotools_mask([points], canvas.size)
 

@@ -160,28 +160,32 @@ def _draw_all(results: Sequence[Any], canvas: Canvas):
             elif not region.labels:
                 raise ShapeError(UNKNOWN_CLASS, "it has no label")
             else:
-                canvas.paint(region.labels[0], _pixels(region, described, canvas), described)
+                canvas.paint(region.labels[0], _mask(region, described, canvas), described)
 
 
-def _pixels(region: _Region, described: str, canvas: Canvas) -> np.ndarray:
+def _mask(region: _Region, described: str, canvas: Canvas) -> np.ndarray:
     value, size = region.value, canvas.size
     if region.kind == "brush":
         return decode_label_studio(value["rle"], size)
-    scale = np.array(size[::-1]) / 100
     if region.kind == "polygon":
-        points = np.array(value["points"], np.float64).reshape(-1, 2) * scale
+        points = _pixels_of(value["points"], size).reshape(-1, 2)
     else:
-        place = np.array([value["x"], value["y"]], np.float64) * scale
+        place = _pixels_of([value["x"], value["y"]], size)
         if region.kind == "rectangle":
-            extent = np.array([value["width"], value["height"]], np.float64) * scale
+            extent = _pixels_of([value["width"], value["height"]], size)
             corners, about = rectangle(*place, *(place + extent)), place
         else:
-            radii = np.array([value["radiusX"], value["radiusY"]], np.float64) * scale
+            radii = _pixels_of([value["radiusX"], value["radiusY"]], size)
             corners, about = ellipse(tuple(place), tuple(radii)), place
         points = rotated(corners, float(value.get("rotation") or 0), about)
     points = checked_points(points, size, 3)
     remark_clipped(canvas, points, described)
     return pycocotools_mask([points], size)
+
+
+def _pixels_of(percent: Any, size: tuple[int, int]) -> np.ndarray:
+    """Columns and rows (..., 2) in pixels, of those in percent of the image."""
+    return np.asarray(percent, np.float64) / 100 * np.array(size[::-1])
 
 
 def to_label_studio(
