@@ -42,6 +42,7 @@ _UPLOAD = re.compile(r"^[0-9a-f]{8}-")
 FOLDER, FILE_NAME, CONFIG_NAME = "label_studio", "tasks.json", "config.xml"
 LOCAL_FILES = "/data/local-files/?d="  # and a path from the folder that the server may read
 BRUSH_TAG, IMAGE_TAG = "label", "image"  # in config.xml
+MODEL_VERSION = f"catseg_hf {__version__}"
 
 
 def recognises(source: Path) -> bool:
@@ -257,7 +258,7 @@ def to_prediction(image: SegmentedImage, from_name: str = BRUSH_TAG, to_name: st
     ]
     area = sum(region.area for region in image.regions)
     score = sum(region.area * region.score for region in image.regions) / area if area else 0.0
-    return {"model_version": f"catseg_hf {__version__}", "score": round(score, 6), "result": result}
+    return {"model_version": MODEL_VERSION, "score": round(score, 6), "result": result}
 
 
 def _to_task(image: SegmentedImage) -> dict[str, Any]:
