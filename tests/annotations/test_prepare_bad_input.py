@@ -126,6 +126,19 @@ def test_shapes_that_reach_out_are_cut_and_said(tmp_path):
     assert "annotation 7 (road)" in report.remarks[dataset.CLIPPED][0]
 
 
+def test_masks_that_reach_out_are_cut_and_said(tmp_path):
+    pytest.importorskip("pycocotools")
+    source = tmp_path / "source"
+    save_image(source / "a.png")
+    mask = '<mask label="r" rle="0, 24" left="-2" top="18" width="6" height="4"/>'
+    image = f'<image id="0" name="a.png" width="{SIZE}" height="{SIZE}">{mask}</image>'
+    (source / "annotations.xml").write_text(f"<annotations><version>1.1</version>{image}</annotations>")
+    report = prepare(source, tmp_path / "out").report
+    assert report.problems == {} and "shape 0 (mask 'r')" in report.remarks[dataset.CLIPPED][0]
+    labels = np.asarray(Image.open(tmp_path / "out" / "labels" / "train" / "a.png"))
+    assert (labels[18:, :4] == 0).all() and (labels == 0).sum() == 8
+
+
 @pytest.mark.parametrize("name", ["coco", "coco_panoptic", "label_studio", "labelme"])
 @pytest.mark.parametrize("text", ['{"a": 1}', "[1, 2]", '"text"', "{", '[{"data": {}}]'])
 def test_a_json_of_another_format(tmp_path, name, text):
