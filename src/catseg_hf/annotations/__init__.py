@@ -5,6 +5,7 @@ from typing import Any
 
 
 _MODULES = {
+    "prepare": "preparation",
     "to_coco": "coco",
     "to_coco_panoptic": "coco_panoptic",
     "to_cvat": "cvat",

@@ -98,7 +98,8 @@ class Canvas:
 
     def __init__(self, size: tuple[int, int], table: ClassTable, report: Report, where: str):
         self.size, self.table, self.report, self.where = size, table, report, where
-        self.labels = np.full(size, table.unpainted, table.dtype)
+        # By columns, as masks of COCO are: over these, painting is several times faster.
+        self.labels = np.full(size, table.unpainted, table.dtype, order="F")
 
     @contextmanager
     def shape(self, described: str) -> Iterator[None]:

@@ -18,7 +18,8 @@ class Format:
     """
     A format that labels are read from or written in.
 
-    A module that reads has `recognises(source) -> bool`, for a file or folder, and `read(source, options) -> Dataset`;
+    A module that reads has `recognises(source) -> bool`, for a file or folder, and `read(source, images) -> Dataset`,
+    with the folder of images if it is another one;
     one that writes has functions whose names begin with `write`.
 
     Attributes:
@@ -27,7 +28,7 @@ class Format:
         module (`str`): Of this package: reader and writer side by side.
         contents (`str`): What a source holds by which it is recognised.
         reads, writes (`bool`): Which of the two there is.
-        needs (`tuple[str, ...]`): Packages of the extra "annotations" that reading or writing takes.
+        needs (`tuple[str, ...]`): Packages of the extra "annotations" that reading takes.
     """
 
     name: str
@@ -40,15 +41,15 @@ class Format:
 
     def load(self) -> ModuleType:
         """
-        The format's module.
+        The format's module, to read with.
 
         Raises:
             UserError: If a package that it needs is not installed.
         """
         if missing := [name for name in self.needs if find_spec(_PACKAGES[name]) is None]:
             raise UserError(
-                f"{self.title} needs {' and '.join(missing)}: `pip install {' '.join(missing)}`, or catseg_hf with "
-                'its extra, `pip install "catseg_hf[annotations]"`.'
+                f"Reading {self.title} needs {' and '.join(missing)}: `pip install {' '.join(missing)}`, or "
+                '`pip install "catseg_hf[annotations]"`.'
             )
         return self.load_unchecked()
 
@@ -126,6 +127,18 @@ def find_format(name: str) -> Format:
     if name not in names:
         raise UserError(f"There is no format {name!r}{did_you_mean(name, names)}: choose one of {', '.join(names)}.")
     return FORMATS[names.index(name)]
+
+
+def refuse_unprepared(source: Path):
+    """
+    Raises:
+        UserError: If a file or folder is of an annotation tool: which one, and what to do with it.
+    """
+    if source.exists() and (found := recognise(source)) is not None:
+        raise UserError(
+            f"{source} holds labels of the format {found.name}, {found.title}, which are not read here: prepare them "
+            f"with `catseg-hf prepare {source} --format {found.name} --output DIR`, and go on with DIR."
+        )
 
 
 def recognise(source: Path) -> Format | None:

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ except ImportError:  # Windows: two runs into the same folder are then not kept 
 
 
 INCOMPLETE = ".incomplete"
+SYNCHRONISED = 16  # files at a time
 # What a file system answers that has no such call for what it was asked of.
 _UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 # That room has run out, on the disk or for this user.
@@ -232,9 +234,11 @@ def _remove_if_empty(folder: Path):
 
 def synchronise_all(folder: Path) -> list[Path]:
     """Brings a folder with all in it to the disk, but for what links lead to; returns what is directly in it."""
-    for path in (*folder.rglob("*"), folder):
-        if not path.is_symlink():
-            synchronise(path)
+    paths = [path for path in folder.rglob("*") if not path.is_symlink()]
+    with ThreadPoolExecutor(SYNCHRONISED) as executor:  # which a disk brings to an end together
+        for _ in executor.map(synchronise, paths):
+            pass
+    synchronise(folder)
     return sorted(folder.iterdir())
 
 

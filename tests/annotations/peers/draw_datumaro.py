@@ -19,10 +19,9 @@ if name == "cvat":
 categories = dataset.categories()[AnnotationType.label]
 for item in dataset:
     masks = [annotation for annotation in item.annotations if annotation.type == AnnotationType.mask]
-    size = item.media.size if item.media is not None else None
     if not masks and name != "cvat":
         continue
-    labels = np.full(size or masks[0].image.shape, -1)
+    labels = np.full(masks[0].image.shape if masks else item.media.size, -1)
     for mask in sorted(masks, key=lambda mask: mask.z_order):
         labels[np.asarray(mask.image, dtype=bool)] = mask.label if mask.label is not None else -1
     write(Path(output), item.subset, item.id + ".png", labels)
