@@ -251,7 +251,7 @@ def test_tasks_of_label_studio(tmp_path):
     bare = {"type": "rectangle", "value": {"x": 0, "y": 0, "width": 9, "height": 9}}
     out = {"type": "rectanglelabels", "value": {"x": 120, "y": 0, "width": 9, "height": 9, "rectanglelabels": ["r"]}}
     tasks = [
-        task(1, "a.png", box, brush, line, bare, out),
+        task(1, "a.png", box, brush, line, bare, out, {**box, "image_rotation": 90}),
         task(2, "/data/upload/1/00000000-missing.png", box),
         task(3, "b.png", box),
         {"id": 4, "data": {"image": "a.png"}, "annotations": []},
@@ -264,12 +264,13 @@ def test_tasks_of_label_studio(tmp_path):
         dataset.MISSING_IMAGE: 1,
         dataset.WITHOUT_LABELS: 1,
         dataset.DAMAGED_FILE: 2,
-        dataset.DAMAGED_SHAPE: 1,
+        dataset.DAMAGED_SHAPE: 2,
         dataset.WITHOUT_AREA: 1,
         dataset.UNKNOWN_CLASS: 1,
         dataset.OUTSIDE: 1,
         dataset.OTHER_SIZE: 1,
     }
+    assert "turned by 90 degrees" in found[dataset.DAMAGED_SHAPE][1]
     assert "task 2" in found[dataset.MISSING_IMAGE][0] and "missing.png" in found[dataset.MISSING_IMAGE][0]
     assert "region 1 (brush 'r')" in found[dataset.DAMAGED_SHAPE][0]
 
