@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -92,10 +93,35 @@ def test_resumed(complete, images, tmp_path):
     assert {name: value for name, value in contents(complete).items() if "/" not in name}.keys() <= first.keys()
     (output / "1_labels.png").unlink()
     (output / "annotations.json").unlink()
-    (output / "labelme" / "1.json").write_text("{")
-    (output / "labelme" / "old.json").write_text("{}")
+    shutil.rmtree(output / "yolo")
     assert segment(images, output, *ALL, *options) == 0
     assert contents(output) == first
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("labelme/1.json", '{"shapes": []}'),  # corrected
+        ("labelme/mine.json", "{}"),
+        ("annotations.json", '{"images": [], "annotations": [], "categories": []}'),
+    ],
+)
+def test_what_is_not_of_this_command_is_not_replaced(images, complete, tmp_path, capsys, file, text):
+    output = tmp_path / "output"
+    shutil.copytree(complete, output, symlinks=True)
+    (output / file).write_text(text)
+    before = contents(output)
+    assert segment(images, output, *ALL) == 2
+    place = output / file.partition("/")[0]
+    assert f"error: {place} " in capsys.readouterr().err and contents(output) == before
+    place.rename(tmp_path / "elsewhere")
+    assert segment(images, output, *ALL) == 0
+
+
+def test_a_data_set_of_the_same_name_is_not_replaced(images, tmp_path, capsys):
+    (tmp_path / "voc" / "JPEGImages").mkdir(parents=True)
+    assert segment(images, tmp_path, "--format=voc") == 2
+    assert "is no folder of this command" in capsys.readouterr().err and (tmp_path / "voc" / "JPEGImages").is_dir()
 
 
 def test_nothing_half_written(images, tmp_path, monkeypatch):
