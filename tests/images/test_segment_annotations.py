@@ -146,3 +146,30 @@ def test_what_cannot_be_written_is_refused_before_the_model_runs(images, tmp_pat
     assert "pip install opencv-python-headless" in capsys.readouterr().err
     assert segment(images, tmp_path / "output", "--format=yolo") == 2
     assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize("name", ["coco", "coco_panoptic", "cvat", "labelme", "voc", "yolo"])
+def test_prepared_again(images, tmp_path, monkeypatch, name):
+    """What is written is what `catseg-hf prepare` reads: no pixel differs."""
+    # Masks need none of the packages that draw polygons.
+    monkeypatch.setattr("catseg_hf.annotations.registry.find_spec", lambda package: True)
+    assert segment(images, tmp_path / "output", f"--format={name}") == 0
+    source = tmp_path / "output" / (name if name != "coco" else "annotations.json")
+    (tmp_path / "classes.json").write_text(json.dumps(LABELS.split(", ")))
+    command = [
+        "prepare",
+        str(source),
+        "--output",
+        str(tmp_path / "prepared"),
+        "--classes",
+        str(tmp_path / "classes.json"),
+    ]
+    if name == "coco_panoptic":
+        command += ["--images", str(images)]
+    assert cli.main([*command, "--background=ignore"]) == 0
+    summary = json.loads((tmp_path / "output" / "summary.json").read_text())
+    written = [np.asarray(Image.open(tmp_path / "output" / record["labels"])) for record in summary["images"]]
+    prepared = [np.asarray(Image.open(path)) for path in (tmp_path / "prepared" / "labels").rglob("*.png")]
+    assert len(prepared) == 3
+    for label_map in written:
+        assert any(np.array_equal(label_map, other) for other in prepared)

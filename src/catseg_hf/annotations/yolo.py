@@ -190,7 +190,13 @@ def write(images: Iterable[SegmentedImage], labels: Sequence[str], output: Path)
                 name = image.stem + PurePath(image.path).suffix
                 link_file(folder / image.path, folder / "images" / SPLIT / name)
         names = [f"  {index}: {json.dumps(label)}\n" for index, label in enumerate(labels)]
-        lines = ["path: .\n", f"train: images/{SPLIT}\n", f"val: images/{SPLIT}\n", "names:\n", *names]
+        lines = [
+            "path: .\n",
+            f"train: images/{SPLIT}\n",
+            "val:  # to be chosen, which training needs\n",
+            "names:\n",
+            *names,
+        ]
         (folder / "data.yaml").write_text("".join(lines), encoding="utf-8")
 
 
