@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -92,10 +93,35 @@ def test_resumed(complete, images, tmp_path):
     assert {name: value for name, value in contents(complete).items() if "/" not in name}.keys() <= first.keys()
     (output / "1_labels.png").unlink()
     (output / "annotations.json").unlink()
-    (output / "labelme" / "1.json").write_text("{")
-    (output / "labelme" / "old.json").write_text("{}")
+    shutil.rmtree(output / "yolo")
     assert segment(images, output, *ALL, *options) == 0
     assert contents(output) == first
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("labelme/1.json", '{"shapes": []}'),  # corrected
+        ("labelme/mine.json", "{}"),
+        ("annotations.json", '{"images": [], "annotations": [], "categories": []}'),
+    ],
+)
+def test_what_is_not_of_this_command_is_not_replaced(images, complete, tmp_path, capsys, file, text):
+    output = tmp_path / "output"
+    shutil.copytree(complete, output, symlinks=True)
+    (output / file).write_text(text)
+    before = contents(output)
+    assert segment(images, output, *ALL) == 2
+    place = output / file.partition("/")[0]
+    assert f"error: {place} " in capsys.readouterr().err and contents(output) == before
+    place.rename(tmp_path / "elsewhere")
+    assert segment(images, output, *ALL) == 0
+
+
+def test_a_data_set_of_the_same_name_is_not_replaced(images, tmp_path, capsys):
+    (tmp_path / "voc" / "JPEGImages").mkdir(parents=True)
+    assert segment(images, tmp_path, "--format=voc") == 2
+    assert "is no folder of this command" in capsys.readouterr().err and (tmp_path / "voc" / "JPEGImages").is_dir()
 
 
 def test_nothing_half_written(images, tmp_path, monkeypatch):
@@ -120,3 +146,30 @@ def test_what_cannot_be_written_is_refused_before_the_model_runs(images, tmp_pat
     assert "pip install opencv-python-headless" in capsys.readouterr().err
     assert segment(images, tmp_path / "output", "--format=yolo") == 2
     assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize("name", ["coco", "coco_panoptic", "cvat", "labelme", "voc", "yolo"])
+def test_prepared_again(images, tmp_path, monkeypatch, name):
+    """What is written is what `catseg-hf prepare` reads: no pixel differs."""
+    # Masks need none of the packages that draw polygons.
+    monkeypatch.setattr("catseg_hf.annotations.registry.find_spec", lambda package: True)
+    assert segment(images, tmp_path / "output", f"--format={name}") == 0
+    source = tmp_path / "output" / (name if name != "coco" else "annotations.json")
+    (tmp_path / "classes.json").write_text(json.dumps(LABELS.split(", ")))
+    command = [
+        "prepare",
+        str(source),
+        "--output",
+        str(tmp_path / "prepared"),
+        "--classes",
+        str(tmp_path / "classes.json"),
+    ]
+    if name == "coco_panoptic":
+        command += ["--images", str(images)]
+    assert cli.main([*command, "--background=ignore"]) == 0
+    summary = json.loads((tmp_path / "output" / "summary.json").read_text())
+    written = [np.asarray(Image.open(tmp_path / "output" / record["labels"])) for record in summary["images"]]
+    prepared = [np.asarray(Image.open(path)) for path in (tmp_path / "prepared" / "labels").rglob("*.png")]
+    assert len(prepared) == 3
+    for label_map in written:
+        assert any(np.array_equal(label_map, other) for other in prepared)

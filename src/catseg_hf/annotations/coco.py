@@ -23,6 +23,7 @@ from .dataset import (
     Report,
     ShapeError,
 )
+from .own_folders import CONTRIBUTOR, check_own_file
 from .polygons import checked_points, pycocotools_mask, remark_clipped
 from .rle import decode_coco, encode_coco
 from .segmented_images import SegmentedImage, read_results
@@ -214,7 +215,8 @@ def to_coco(
 
 def write(images: Iterable[SegmentedImage], labels: Sequence[str], output: Path):
     """Writes annotations.json into the output folder."""
-    with replaced_file(output / FOLDER / FILE_NAME) as file:
+    check_own_file(output / FILE_NAME)
+    with replaced_file(output / FILE_NAME) as file:
         file.write_text(json.dumps(_to_dataset(images, labels)) + "\n")
 
 
@@ -235,7 +237,12 @@ def _to_dataset(images: Iterable[SegmentedImage], labels: Sequence[str]) -> dict
     for image_id, image in enumerate(images, start=1):
         entries.append(describe_image(image, image_id))
         annotations += _describe_regions(image, image_id, len(annotations) + 1)
-    return {"images": entries, "annotations": annotations, "categories": list_categories(labels)}
+    return {
+        "info": {"description": "Segmentations as a first draft", "contributor": CONTRIBUTOR},
+        "images": entries,
+        "annotations": annotations,
+        "categories": list_categories(labels),
+    }
 
 
 def _describe_regions(image: SegmentedImage, image_id: int, first_id: int) -> Iterator[dict[str, Any]]:

@@ -10,11 +10,11 @@ import numpy as np
 from PIL import Image
 
 from ..errors import UserError
-from ..utils.files import replaced_folder
 from ..visualization import class_color
 from .coco import KEYS, category_names, describe_image, describe_json, image_folders, list_categories
 from .dataset import DAMAGED_FILE, MISSING_IMAGE, WITHOUT_AREA, AnnotatedImage, Canvas, Dataset, Report
 from .label_images import read_colors
+from .own_folders import replaced_own_folder
 from .segmented_images import SegmentedImage, read_results
 from .sources import ImageFiles, json_below, load_json, split_of, try_json
 
@@ -99,7 +99,7 @@ def to_coco_panoptic(
 
 def write(images: Iterable[SegmentedImage], labels: Sequence[str], output: Path):
     """Writes coco_panoptic/ with panoptic.json and the PNGs in panoptic/."""
-    with replaced_folder(output / FOLDER) as folder:
+    with replaced_own_folder(output / FOLDER) as folder:
         (folder / PNG_FOLDER).mkdir()
 
         def written() -> Iterable[SegmentedImage]:

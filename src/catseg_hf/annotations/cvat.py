@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import UserError, first_line
 from ..images.origins import is_url
-from ..utils.files import link_file, replaced_folder
+from ..utils.files import link_file
 from ..visualization import class_color
 from .dataset import (
     DAMAGED_FILE,
@@ -23,6 +23,7 @@ from .dataset import (
     Report,
     ShapeError,
 )
+from .own_folders import replaced_own_folder
 from .polygons import checked_points, pycocotools_mask, rectangle, remark_clipped, rotated
 from .rle import decode_cvat, encode_cvat
 from .segmented_images import SegmentedImage, read_results
@@ -183,7 +184,7 @@ def to_cvat(
 
 def write(images: Iterable[SegmentedImage], labels: Sequence[str], output: Path):
     """Writes cvat/ with annotations.xml, and links to the images in images/."""
-    with replaced_folder(output / FOLDER) as folder:
+    with replaced_own_folder(output / FOLDER) as folder:
 
         def linked() -> Iterable[SegmentedImage]:
             for image in images:

@@ -13,7 +13,6 @@ import numpy as np
 
 from ..errors import UserError
 from ..images.origins import is_url
-from ..utils.files import replaced_folder
 from ..version import __version__
 from ..visualization import class_color
 from .coco import describe_json
@@ -30,6 +29,7 @@ from .dataset import (
     Report,
     ShapeError,
 )
+from .own_folders import replaced_own_folder
 from .polygons import checked_points, ellipse, pycocotools_mask, rectangle, remark_clipped, rotated
 from .rle import decode_label_studio, encode_label_studio
 from .segmented_images import SegmentedImage, read_results
@@ -210,7 +210,7 @@ def to_label_studio(
 
 def write(images: Iterable[SegmentedImage], labels: Sequence[str], output: Path):
     """Writes label_studio/ with tasks.json, and config.xml for the project."""
-    with replaced_folder(output / FOLDER) as folder:
+    with replaced_own_folder(output / FOLDER) as folder:
         (folder / CONFIG_NAME).write_text(labeling_config(labels), encoding="utf-8")
         with open(folder / FILE_NAME, "w", encoding="utf-8") as file:
             separator = "[\n"

@@ -14,7 +14,6 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ..errors import UserError
-from ..utils.files import replaced_folder
 from .coco import describe_json
 from .dataset import (
     DAMAGED_FILE,
@@ -27,6 +26,7 @@ from .dataset import (
     Report,
     ShapeError,
 )
+from .own_folders import replaced_own_folder
 from .polygons import checked_points, remark_clipped
 from .segmented_images import Region, SegmentedImage, read_results
 from .sources import ImageFiles, files_below, json_below, load_json, split_of, try_json
@@ -216,7 +216,7 @@ def to_labelme(
 
 def write(images: Iterable[SegmentedImage], labels: Sequence[str], output: Path):
     """Writes labelme/ with a JSON file for each image, and labels.txt for the program's option."""
-    with replaced_folder(output / FOLDER) as folder:
+    with replaced_own_folder(output / FOLDER) as folder:
         (folder / CLASS_LIST).write_text("".join(f"{label}\n" for label in labels), encoding="utf-8")
         for image in images:
             (folder / f"{image.stem}.json").write_text(json.dumps(_describe(image), indent=2) + "\n")

@@ -88,8 +88,12 @@ def decode_label_studio(rle: Sequence[int], size: tuple[int, int]) -> np.ndarray
     Raises:
         UserError: If they are damaged, or not of an image of this size.
     """
-    values = np.asarray(rle)
-    if values.ndim != 1 or values.dtype.kind not in "iu" or ((values < 0) | (values > 255)).any():
+    try:
+        values = np.asarray(rle)
+    except ValueError:  # of lists of several lengths
+        values = np.zeros(1)
+    is_list = values.ndim == 1 and (values.dtype.kind in "iu" or values.size == 0)
+    if not is_list or ((values < 0) | (values > 255)).any():
         raise UserError("The brush's RLE is not a list of whole numbers from 0 to 255: export the labels again.")
     bits = _Bits(values.astype(np.uint8).tobytes())
     height, width = size

@@ -11,9 +11,10 @@ from PIL import Image
 
 from ..errors import UserError
 from ..images.origins import is_url
-from ..utils.files import link_file, replaced_folder
+from ..utils.files import link_file
 from .dataset import MISSING_IMAGE, WITHOUT_LABELS, AnnotatedImage, Dataset, Report
 from .label_images import VOID_NAMES, fill_colors, read_color_list
+from .own_folders import replaced_own_folder
 from .segmented_images import SegmentedImage, read_results
 from .sources import ImageFiles, split_of
 
@@ -122,7 +123,7 @@ def check_labels(labels: Sequence[str]):
 def write(images: Iterable[SegmentedImage], labels: Sequence[str], output: Path):
     """Writes voc/ with SegmentationClass, links to the images in JPEGImages, ImageSets and labelmap.txt."""
     check_labels(labels)
-    with replaced_folder(output / FOLDER) as folder:
+    with replaced_own_folder(output / FOLDER) as folder:
         for name in (LABEL_FOLDER, IMAGE_FOLDER, f"{SPLIT_FOLDER}/Segmentation"):
             (folder / name).mkdir(parents=True)
         stems = []

@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from ..images.origins import is_url
 from .instances import import_cv2
+from .own_folders import check_own_file, check_own_folder
 from .registry import Format, find_format
 from .segmented_images import SegmentedImage, find_regions
 
@@ -32,17 +33,22 @@ class AnnotationFiles:
     instances: bool = False
     min_area: int = 1
 
-    def check(self, labels: Sequence[str]):
+    def check(self, labels: Sequence[str], output: Path):
         """
         Raises:
-            UserError: If a format cannot hold these labels, or a package is missing.
+            UserError: If a format cannot hold these labels, a package is missing, or the output has something in the
+                place of what would be written.
         """
         if self.instances:
             import_cv2()
         for known in self._formats():
-            check = getattr(known.load_unchecked(), "check_labels", None)
-            if check is not None:
-                check(labels)
+            module = known.load_unchecked()
+            if hasattr(module, "check_labels"):
+                module.check_labels(labels)
+            if module.FOLDER:
+                check_own_folder(output / module.FOLDER)
+            else:
+                check_own_file(output / module.FILE_NAME)
 
     def write(self, output: Path, records: Sequence[dict[str, Any]], labels: Sequence[str]):
         """

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import UserError, first_line
 from ..images.origins import is_url
-from ..utils.files import link_file, replaced_folder
+from ..utils.files import link_file
 from .contours import trace_pixels
 from .dataset import (
     DAMAGED_FILE,
@@ -24,6 +24,7 @@ from .dataset import (
     ShapeError,
 )
 from .instances import import_cv2, split_parts
+from .own_folders import replaced_own_folder
 from .polygons import checked_points, opencv_mask, remark_clipped
 from .segmented_images import SegmentedImage, read_results
 from .sources import IMAGE_SUFFIXES, split_of
@@ -180,7 +181,7 @@ def to_yolo(
 
 def write(images: Iterable[SegmentedImage], labels: Sequence[str], output: Path):
     """Writes yolo/ with data.yaml, labels/train, and links to the images in images/train."""
-    with replaced_folder(output / FOLDER) as folder:
+    with replaced_own_folder(output / FOLDER) as folder:
         for kind in ("images", "labels"):
             (folder / kind / SPLIT).mkdir(parents=True)
         for image in images:
@@ -189,7 +190,13 @@ def write(images: Iterable[SegmentedImage], labels: Sequence[str], output: Path)
                 name = image.stem + PurePath(image.path).suffix
                 link_file(folder / image.path, folder / "images" / SPLIT / name)
         names = [f"  {index}: {json.dumps(label)}\n" for index, label in enumerate(labels)]
-        lines = ["path: .\n", f"train: images/{SPLIT}\n", f"val: images/{SPLIT}\n", "names:\n", *names]
+        lines = [
+            "path: .\n",
+            f"train: images/{SPLIT}\n",
+            "val:  # to be chosen, which training needs\n",
+            "names:\n",
+            *names,
+        ]
         (folder / "data.yaml").write_text("".join(lines), encoding="utf-8")
 
 

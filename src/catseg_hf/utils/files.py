@@ -104,29 +104,6 @@ def replaced_together(folder: Path) -> Iterator[Path]:
             shutil.rmtree(aside, ignore_errors=True)
 
 
-@contextmanager
-def replaced_folder(folder: Path) -> Iterator[Path]:
-    """
-    An empty folder to fill, which takes the place of `folder` with all that is in it when the block ends, and is
-    removed if it fails.
-
-    Raises:
-        UserError: If it cannot be written.
-    """
-    aside = aside_of(folder)
-    with explained_write_errors(folder):
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        try:
-            yield aside
-            synchronise_all(aside)
-            if folder.exists():
-                shutil.rmtree(folder)
-            os.replace(aside, folder)
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
-
-
 def link_file(source: Path, link: Path):
     """A link to a file, with a path from the link's folder; a copy where the file system has no links."""
     try:

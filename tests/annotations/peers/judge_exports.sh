@@ -30,5 +30,5 @@ judge datumaro "datumaro==1.13.12" "cvat coco_panoptic voc"
 judge ultralytics "ultralytics==8.4.190 opencv-python-headless" yolo
 for kind in classes instances; do
   mkdir -p "$here/exports/$kind"
-  (cd "$work/exports/$kind" && find . -type f ! -path ./hard.png ! -path ./hard_labels.png -exec cp --parents {} "$here/exports/$kind" \;)
+  (cd "$work/exports/$kind" && find . -type f ! -path ./hard.png ! -path ./hard_labels.png ! -name .catseg-hf -exec cp --parents {} "$here/exports/$kind" \;)
 done
