@@ -46,6 +46,11 @@ def test_pixels_are_those_of_the_tool(name, tmp_path):
     assert json.loads((tmp_path / "out" / "classes.json").read_text()) == list(prepared.classes)
 
 
+def test_the_heading_of_roboflow_is_no_class(tmp_path):
+    pytest.importorskip("pycocotools")
+    assert prepare(FIXTURES / "sources" / "roboflow", tmp_path / "out").classes == ("road", "car", "tree")
+
+
 @pytest.mark.parametrize("name", SOURCES)
 def test_only_one_format_fits(name):
     found = [known.name for known in FORMATS if known.load_unchecked().recognises(FIXTURES / "sources" / name)]
