@@ -111,7 +111,7 @@ def main():
         prepare = ("prepare", segmented / "annotations.json", "--images", SCENES / "images" / "gate", "--output", data)
         run("-m", "catseg_hf.cli", *prepare, "--classes", work / "words.json", "--validation_share", "0")
         options = ("--crop_size", "128", "--no-color_jitter", "--per_device_train_batch_size", "4")
-        options += ("--learning_rate", "1e-3", "--no-gradient_checkpointing", "--skip_evaluation")
+        options += ("--learning_rate", "2e-4", "--no-gradient_checkpointing", "--skip_evaluation")
         steps = ("--max_train_steps", str(arguments.steps), "--output_dir", tuned)
         model = ("--model_name_or_path", EMBEDDED_MODEL, "--dataset_name", data, "--vocabulary", data / "classes.json")
         run("training/train.py", *model, *options, *steps)
