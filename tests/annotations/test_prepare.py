@@ -346,6 +346,23 @@ def test_labels_beside_regions_in_label_studio(tmp_path):
     assert "keypoint 'dot'" in str(prepared.report.remarks)
 
 
+def test_regions_without_an_id_in_label_studio(tmp_path):
+    pytest.importorskip("pycocotools")
+    save_image(tmp_path / "source" / "a.jpg", (20, 20))
+    results = [
+        {
+            "id": None,
+            "type": "rectanglelabels",
+            "value": {"x": x, "y": 0, "width": 50, "height": 50, "rectanglelabels": [name]},
+        }
+        for x, name in ((0, "road"), (50, "car"))
+    ]
+    save_label_studio(tmp_path / "source", results, (20, 20))
+    prepare(tmp_path / "source", tmp_path / "out")
+    labels = label_map(tmp_path / "out", "train/a.png")
+    assert np.array_equal(labels == 1, box_mask(0, 0, 10, 10)) and np.array_equal(labels == 0, box_mask(10, 0, 20, 10))
+
+
 def test_a_square_of_labelme_has_121_pixels():
     assert shape_mask("rectangle", [[5, 5], [15, 15]], (30, 30)).sum() == 121
     assert shape_mask("point", [[15, 15]], (30, 30)).sum() == 97

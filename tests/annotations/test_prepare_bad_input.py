@@ -126,6 +126,19 @@ def test_shapes_that_reach_out_are_cut_and_said(tmp_path):
     assert "annotation 7 (road)" in report.remarks[dataset.CLIPPED][0]
 
 
+def test_masks_that_reach_out_are_cut_and_said(tmp_path):
+    pytest.importorskip("pycocotools")
+    source = tmp_path / "source"
+    save_image(source / "a.png")
+    mask = '<mask label="r" rle="0, 24" left="-2" top="18" width="6" height="4"/>'
+    image = f'<image id="0" name="a.png" width="{SIZE}" height="{SIZE}">{mask}</image>'
+    (source / "annotations.xml").write_text(f"<annotations><version>1.1</version>{image}</annotations>")
+    report = prepare(source, tmp_path / "out").report
+    assert report.problems == {} and "shape 0 (mask 'r')" in report.remarks[dataset.CLIPPED][0]
+    labels = np.asarray(Image.open(tmp_path / "out" / "labels" / "train" / "a.png"))
+    assert (labels[18:, :4] == 0).all() and (labels == 0).sum() == 8
+
+
 @pytest.mark.parametrize("name", ["coco", "coco_panoptic", "label_studio", "labelme"])
 @pytest.mark.parametrize("text", ['{"a": 1}', "[1, 2]", '"text"', "{", '[{"data": {}}]'])
 def test_a_json_of_another_format(tmp_path, name, text):
@@ -238,7 +251,7 @@ def test_tasks_of_label_studio(tmp_path):
     bare = {"type": "rectangle", "value": {"x": 0, "y": 0, "width": 9, "height": 9}}
     out = {"type": "rectanglelabels", "value": {"x": 120, "y": 0, "width": 9, "height": 9, "rectanglelabels": ["r"]}}
     tasks = [
-        task(1, "a.png", box, brush, line, bare, out),
+        task(1, "a.png", box, brush, line, bare, out, {**box, "image_rotation": 90}),
         task(2, "/data/upload/1/00000000-missing.png", box),
         task(3, "b.png", box),
         {"id": 4, "data": {"image": "a.png"}, "annotations": []},
@@ -251,12 +264,13 @@ def test_tasks_of_label_studio(tmp_path):
         dataset.MISSING_IMAGE: 1,
         dataset.WITHOUT_LABELS: 1,
         dataset.DAMAGED_FILE: 2,
-        dataset.DAMAGED_SHAPE: 1,
+        dataset.DAMAGED_SHAPE: 2,
         dataset.WITHOUT_AREA: 1,
         dataset.UNKNOWN_CLASS: 1,
         dataset.OUTSIDE: 1,
         dataset.OTHER_SIZE: 1,
     }
+    assert "turned by 90 degrees" in found[dataset.DAMAGED_SHAPE][1]
     assert "task 2" in found[dataset.MISSING_IMAGE][0] and "missing.png" in found[dataset.MISSING_IMAGE][0]
     assert "region 1 (brush 'r')" in found[dataset.DAMAGED_SHAPE][0]
 

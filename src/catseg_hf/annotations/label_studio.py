@@ -107,23 +107,24 @@ def read(source: Path, images: Path | None) -> Dataset:
 class _Region:
     """A result of the JSON with the labels that it has, or that another result of the same id gives it."""
 
-    def __init__(self, kind: str, value: Mapping[str, Any], labels: list[str]):
-        self.kind, self.value, self.labels = kind, value, labels
+    def __init__(self, kind: str, value: Mapping[str, Any], labels: list[str], image_rotation: float):
+        self.kind, self.value, self.labels, self.image_rotation = kind, value, labels, image_rotation
 
 
 def _regions(results: Sequence[Any]) -> list[_Region]:
     values = [result for result in results if isinstance(result, dict) and isinstance(result.get("value"), dict)]
-    labels: dict[Any, list[str]] = {}
-    for result in values:
+    identities = [number if result.get("id") is None else str(result["id"]) for number, result in enumerate(values)]
+    labels: dict[int | str, list[str]] = {}
+    for identity, result in zip(identities, values, strict=True):
         for key, value in result["value"].items():
             if key.endswith("labels") and isinstance(value, list):
-                labels.setdefault(result.get("id"), []).extend(map(str, value))
-    regions: dict[Any, _Region] = {}
-    for number, result in enumerate(values):
+                labels.setdefault(identity, []).extend(map(str, value))
+    regions: dict[int | str, _Region] = {}
+    for identity, result in zip(identities, values, strict=True):
         kind = str(result.get("type", "")).removesuffix("labels")
-        identity = result.get("id", number)
         if kind and identity not in regions:
-            regions[identity] = _Region(kind, result["value"], labels.get(result.get("id"), []))
+            turned = result.get("image_rotation") or 0
+            regions[identity] = _Region(kind, result["value"], labels.get(identity, []), turned)
     return list(regions.values())
 
 
@@ -159,6 +160,9 @@ def _draw_all(results: Sequence[Any], canvas: Canvas):
                 canvas.remark(NOT_DRAWN, described)
             elif not region.labels:
                 raise ShapeError(UNKNOWN_CLASS, "it has no label")
+            elif region.image_rotation:
+                turn = f"{region.image_rotation} degrees"
+                raise UserError(f"it was drawn on the image turned by {turn}: turn the file instead, and draw it anew")
             else:
                 canvas.paint(region.labels[0], _mask(region, described, canvas), described)
 
