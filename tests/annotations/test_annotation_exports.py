@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 import cv2
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from catseg_hf import annotations
@@ -229,6 +230,31 @@ def test_polygons_along_borders():
     (polygon,) = trace_borders(mask)
     x, y = polygon.T
     assert abs(np.sum(x * np.roll(y, -1) - y * np.roll(x, -1))) / 2 == 99
+
+
+def test_more_segments_than_a_channel_holds():
+    """Of single pixels, 400, whose ids go into green as well."""
+    mask = np.zeros((40, 40), bool)
+    mask[::2, ::2] = True
+    image = Image.fromarray(mask.astype(np.uint8) * 255)
+    result = {
+        "segments": [{"label": "dot", "score": 0.5, "mask": image}],
+        "segmentation": torch.from_numpy(mask.astype(int) - 1),
+    }
+    dataset, (drawn,) = annotations.to_coco_panoptic(result, ["dot"], "dots.png", instances=True)
+    ids = np.asarray(drawn).astype(int) @ [1, 256, 65536]
+    assert len(dataset["annotations"][0]["segments_info"]) == 400
+    assert np.array_equal(np.unique(ids), np.arange(401)) and np.array_equal(ids > 0, mask)
+    assert dataset["categories"][0]["isthing"] == 1
+
+
+def test_images_with_urls():
+    url = "https://host/a.png"
+    (image,) = annotations.to_coco(hard_result(), LABELS, url)["images"]
+    assert image["coco_url"] == url and "path" not in image
+    assert annotations.to_label_studio(hard_result(), LABELS, url)[0]["data"]["image"] == url
+    (local,) = annotations.to_label_studio(hard_result(), LABELS, "a b/1.png")
+    assert local["data"]["image"] == "/data/local-files/?d=a%20b/1.png"
 
 
 def test_a_result_without_pixels():

@@ -44,8 +44,8 @@ def test_as_label_studio():
 
 
 def test_values_that_are_packed_one_by_one():
-    """As the brush writes them where nothing repeats: a block of 8 values, those of two pixels, 200 and 0 opaque."""
-    values = [1, 2, 3, 200, 5, 6, 7, 0]
+    """As the brush writes them where nothing repeats: a block of 8 values, those of two pixels, 128 and 0 opaque."""
+    values = [1, 2, 3, 128, 5, 6, 7, 0]
     bits = f"{8:032b}{7:05b}{2:04b}{3:04b}{7:04b}{15:04b}" + "0" + "00" + f"{7:03b}"
     bits += "".join(f"{value:08b}" for value in values)
     rle = np.packbits(np.array(list(bits), np.uint8)).tolist()
