@@ -2,6 +2,7 @@
 
 catseg-hf segment photos/ "more/*.jpg" --labels "cat, sofa" --model base --output segmented
 catseg-hf video clip.mp4 --labels "cat, sofa" --model base --output segmented.mp4
+catseg-hf prepare my_labels --output my_data
 catseg-hf convert --variant base --output_dir catseg-base
 catseg-hf export --model base --format onnx --output catseg-base-onnx
 """
@@ -11,12 +12,12 @@ import gc
 import sys
 from collections.abc import Sequence
 
-from .commands import convert, export, segment, video
+from .commands import convert, export, prepare, segment, video
 from .errors import UserError, printable
 from .version import __version__
 
 
-COMMANDS = (segment, video, convert, export)
+COMMANDS = (segment, video, prepare, convert, export)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -65,6 +65,8 @@ def test_help_and_version_come_at_once(arguments):
         ([], "COMMAND"),
         (["segments"], "'segments'"),
         (["segment", "photos", "--output=out", "--batch_size=0"], "0 is not positive"),
+        (["segment", "photos", "--output=out", "--format=png"], "'png' (choose from"),
+        (["segment", "photos", "--output=out", "--min_area=9"], "--min_area goes with --format"),
         (["video", "clip.mp4", "--output=out.mp4", "--opacity=2"], "2 is not between 0 and 1"),
         (["convert", "--variant=base"], "--output_dir is required"),
         (["export", "--model=model", "--output=out", "--format=openvino", "--quantize=int8"], "--quantize goes with"),

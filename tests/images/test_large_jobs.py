@@ -75,6 +75,14 @@ def test_batches_do_not_depend_on_processes(segment, tmp_path):
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
+def test_annotations_of_two_processes(segment, tmp_path):
+    for name, options in (("one", {}), ("two", {"world_size": 2})):
+        result = segment(tmp_path / name, "--format", "coco", "--format", "labelme", **options)
+        assert set(result["status"]) == {1} and result["stdout"].count("Wrote COCO to") == 1
+    for file in ("annotations.json", "labelme/5_2.json"):
+        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+
+
 @pytest.mark.parametrize("world_size", [1, 2])
 def test_an_error_in_one_process_ends_all(segment, world_size, tmp_path):
     (tmp_path / "2_overlay.png").mkdir()  # in the place of a file, so that writing it fails

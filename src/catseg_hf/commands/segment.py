@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..annotations.registry import FORMATS
 from ..errors import UserError, printable
 from .model_options import add_model_options, load_model, positive
 
@@ -19,9 +20,10 @@ def add_parser(commands: argparse._SubParsersAction):
         "segment",
         help="segment images into classes named in words",
         description="For every image NAME writes NAME_overlay.png (the image in the colours of its classes, with "
-        "a legend) and NAME_labels.png (the class of every pixel), and summary.json for all of them.",
+        "a legend) and NAME_labels.png (the class of every pixel), and summary.json for all of them; with --format "
+        "also annotations for other tools.",
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, check=lambda arguments: _check_options(parser, arguments))
     parser.add_argument("images", nargs="+", metavar="IMAGE", help="file, folder, glob pattern or URL")
     parser.add_argument("--output", required=True, type=Path, help="folder for the results")
     add_model_options(parser)
@@ -48,6 +50,25 @@ def add_parser(commands: argparse._SubParsersAction):
         help="leave out images whose results an earlier run with the same settings has written",
     )
     parser.add_argument(
+        "--format",
+        action="append",
+        choices=[known.name for known in FORMATS if known.writes],
+        default=[],
+        dest="formats",
+        help="annotations to write as well, for a tool to correct them in; may be repeated",
+    )
+    parser.add_argument(
+        "--instances",
+        action="store_true",
+        help="with --format: every 8-connected part of a class is an annotation of its own",
+    )
+    parser.add_argument(
+        "--min_area",
+        type=positive,
+        metavar="PIXELS",
+        help="with --format: annotations of fewer pixels are left out",
+    )
+    parser.add_argument(
         "--range",
         nargs=2,
         type=float,
@@ -61,6 +82,12 @@ def add_parser(commands: argparse._SubParsersAction):
         type=positive,
         help="the largest image that is read (default: Pillow's limit, 178956970)",
     )
+
+
+def _check_options(parser: argparse.ArgumentParser, arguments: argparse.Namespace):
+    if not arguments.formats and (arguments.instances or arguments.min_area is not None):
+        option = "--instances" if arguments.instances else "--min_area"
+        parser.error(f"{option} goes with --format, since label maps have all pixels of a class")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -83,6 +110,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _prepare(arguments: argparse.Namespace, images: list[str]) -> "FileSegmenter":
+    from ..annotations.writing import AnnotationFiles
     from ..image_pixels_catseg import check_value_range
     from ..images.origins import Settings
     from ..images.segmentation import FileSegmenter, check_output
@@ -96,7 +124,9 @@ def _prepare(arguments: argparse.Namespace, images: list[str]) -> "FileSegmenter
         raise UserError(f"--tile_overlap is {tile_overlap}, but there are no tiles: give --tile_size too.")
     check_output(arguments.output)
     arguments.device = arguments.device or own_accelerator()
+    annotation_files = AnnotationFiles(arguments.formats, arguments.instances, arguments.min_area or 1)
     segmenter, classes = load_model(arguments)
+    annotation_files.check(classes.names, arguments.output)
     value_range = None if arguments.value_range is None else check_value_range(arguments.value_range)
     dtype = str(segmenter.model.dtype)
     model = segmenter.model.name_or_path  # where weights by name lie
@@ -122,4 +152,5 @@ def _prepare(arguments: argparse.Namespace, images: list[str]) -> "FileSegmenter
         own_vocabulary=arguments.labels is arguments.vocabulary is arguments.background is None,
         mask_generator=load_mask_generator(arguments.sam, segmenter.device) if arguments.sam else None,
         batch_size=arguments.batch_size,
+        annotation_files=annotation_files,
     )

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ..annotations.writing import AnnotationFiles
 from ..errors import UserError, printable
 from ..pipeline_catseg import OpenVocabularySegmentationPipeline, read_pixels
 from ..tiled_image_catseg import check_tile_fits
@@ -64,6 +65,8 @@ class FileSegmenter:
         settings ([`Settings`]): The classes to tell apart, and how it is done.
         own_vocabulary (`bool`): Whether the classes are the checkpoint's own, which come with their prompts.
         mask_generator, batch_size: As [`~OpenVocabularySegmentationPipeline.__call__`] takes them.
+        annotation_files ([`AnnotationFiles`], *optional*): What else is written from the label maps when all are
+            there.
     """
 
     def __init__(
@@ -76,12 +79,14 @@ class FileSegmenter:
         own_vocabulary: bool = False,
         mask_generator: Callable[[Image.Image], Any] | None = None,
         batch_size: int = 1,
+        annotation_files: AnnotationFiles | None = None,
     ):
         self.segmenter, self.images, self.output, self.settings = segmenter, images, output, settings
         self.paths = [output / name for name in choose_names(images, output)]
         self.candidate_labels = None if own_vocabulary else settings.classes
         self.mask_generator, self.batch_size = mask_generator, batch_size
         self.shows_tiles = False
+        self.annotation_files = annotation_files
 
     def run(
         self, processes: Processes, failures: list[tuple[str, str]], resume: bool = False
@@ -116,6 +121,8 @@ class FileSegmenter:
         results = [{"image": self.images[index], **records[index]} for index in sorted(records)]
         unreadable = [(self.images[index], errors[index]) for index in sorted(errors)]
         processes.first(lambda: write_summary(self.output, self.settings, results, failures + unreadable))
+        if self.annotation_files is not None:
+            processes.first(lambda: self.annotation_files.write(self.output, results, self.settings.classes.names))
         return unreadable
 
     def _find_done(self, processes: Processes) -> dict[int, dict[str, Any]]:

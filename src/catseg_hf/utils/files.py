@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ except ImportError:  # Windows: two runs into the same folder are then not kept 
 
 
 INCOMPLETE = ".incomplete"
+SYNCHRONISED = 16  # files at a time
 # What a file system answers that has no such call for what it was asked of.
 _UNSUPPORTED = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 # That room has run out, on the disk or for this user.
@@ -102,14 +104,22 @@ def replaced_together(folder: Path) -> Iterator[Path]:
             shutil.rmtree(aside, ignore_errors=True)
 
 
+def link_file(source: Path, link: Path):
+    """A link to a file, with a path from the link's folder; a copy where the file system has no links."""
+    try:
+        os.symlink(os.path.relpath(os.path.realpath(source), os.path.realpath(link.parent)), link)
+    except (OSError, ValueError):  # of another drive, or without the right to
+        shutil.copyfile(source, link)
+
+
 def nearest_folder(path: Path) -> Path:
     """The path itself if it exists, or the nearest folder above it that does: on the same disk, once it is made."""
     return next(existing for existing in (path, *path.parents) if existing.exists())
 
 
-def check_output_folder(folder: str | os.PathLike) -> Path:
+def check_output_folder(folder: str | os.PathLike, option: str = "--output_dir") -> Path:
     """
-    The folder's real path.
+    The folder's real path. `option` is what messages say it was named with.
 
     Raises:
         UserError: If something is there that would have to be replaced.
@@ -117,9 +127,9 @@ def check_output_folder(folder: str | os.PathLike) -> Path:
     folder = Path(folder).expanduser().resolve()
     existing = nearest_folder(folder)
     if not existing.is_dir():
-        raise UserError(f"{existing} is a file: name a folder that does not exist yet (--output_dir).")
+        raise UserError(f"{existing} is a file: name a folder that does not exist yet ({option}).")
     if folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty: name a folder that does not exist yet, or empty it (--output_dir).")
+        raise UserError(f"{folder} is not empty: name a folder that does not exist yet, or empty it ({option}).")
     return folder
 
 
@@ -200,9 +210,12 @@ def _remove_if_empty(folder: Path):
 
 
 def synchronise_all(folder: Path) -> list[Path]:
-    """Brings a folder with everything in it to the disk; returns what is directly in it."""
-    for path in (*folder.rglob("*"), folder):
-        synchronise(path)
+    """Brings a folder with all in it to the disk, but for what links lead to; returns what is directly in it."""
+    paths = [path for path in folder.rglob("*") if not path.is_symlink()]
+    with ThreadPoolExecutor(SYNCHRONISED) as executor:  # which a disk brings to an end together
+        for _ in executor.map(synchronise, paths):
+            pass
+    synchronise(folder)
     return sorted(folder.iterdir())
 
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from catseg_hf import load_vocabulary
+from catseg_hf.annotations.registry import refuse_unprepared
 from catseg_hf.errors import UserError
 
 from ..data.coco_stuff import IMAGE_FOLDERS, LABEL_FOLDERS, NUM_PAIRS, RAW_TO_CONTIGUOUS, SPLIT_FOLDERS
@@ -155,6 +156,7 @@ def find_benchmark(name: str) -> Benchmark:
     by_name = {benchmark.name: benchmark for benchmark in PUBLISHED}
     if name in by_name:
         return by_name[name]
+    refuse_unprepared(Path(name))
     if not name.endswith(".json"):
         raise UserError(
             f"There is no benchmark {name!r}: choose among {', '.join(by_name)}, or give a JSON file that describes "

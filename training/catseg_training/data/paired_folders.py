@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
+from catseg_hf.annotations.label_images import header_mode
 from catseg_hf.errors import UserError
 
 
@@ -26,6 +27,13 @@ TOOL_FOLDERS = frozenset({"@eaDir", "#recycle", "$RECYCLE.BIN", "__MACOSX"})
 def is_paired_folder(root: Path) -> bool:
     """Whether a folder holds `images/` and `labels/` (or `annotations/`)."""
     return (root / "images").is_dir() and any((root / name).is_dir() for name in LABEL_FOLDERS)
+
+
+def has_label_maps(root: Path) -> bool:
+    """Whether a folder of pairs has a label map that is not in colour, so that it is what training reads."""
+    files = (path for name in LABEL_FOLDERS for path in (root / name).rglob("*") if is_paired_folder(root))
+    label = next((path for path in files if path.suffix.lower() in LABEL_SUFFIXES), None)
+    return label is not None and header_mode(label) not in ("RGB", "RGBA")
 
 
 def folder_pairs(root: Path, split: str) -> list[Pair]:

@@ -10,12 +10,13 @@ from typing import Any
 import datasets
 from datasets.exceptions import DatasetGenerationError
 
+from catseg_hf.annotations.registry import refuse_unprepared
 from catseg_hf.errors import UserError, first_line
 
 from .coco_stuff import coco_stuff_pairs, is_coco_stuff_folder
 from .columns import find_columns, is_label_array
 from .examples import LABEL_IDS
-from .paired_folders import Pair, folder_pairs, is_paired_folder
+from .paired_folders import Pair, folder_pairs, has_label_maps, is_paired_folder
 
 
 _ENCODED_IMAGE = datasets.Image(decode=False)
@@ -79,6 +80,8 @@ def load_segmentation_data(
         raise UserError(f"Unknown label_ids {label_ids!r}: choose one of {', '.join(LABEL_IDS)}.")
     folder = Path(source).expanduser()
     is_coco_stuff = is_coco_stuff_folder(folder)
+    if not is_coco_stuff and not has_label_maps(folder):
+        refuse_unprepared(folder)
     if is_coco_stuff or is_paired_folder(folder):
         if (config_name, image_column, label_column) != (None, None, None):
             raise UserError(
