@@ -25,11 +25,11 @@ from PIL import Image
 
 from catseg_hf import EMBEDDED_MODEL
 from catseg_hf.class_words_catseg import read_classes
+from catseg_hf.image_sources_catseg import read_pixels
 from catseg_hf.images.origins import Settings
 from catseg_hf.images.results import write_result
 from catseg_hf.images.segmentation import FileSegmenter
 from catseg_hf.loading import load_segmenter
-from catseg_hf.pipeline_catseg import read_pixels
 from catseg_hf.utils.processes import Processes, join_processes, own_accelerator
 from measure import machine, write_json
 

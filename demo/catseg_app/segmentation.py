@@ -16,9 +16,10 @@ from catseg_hf import EMBEDDED_MODEL
 from catseg_hf.class_words_catseg import ClassWords, read_classes
 from catseg_hf.errors import UserError
 from catseg_hf.image_io_catseg import open_image
+from catseg_hf.image_sources_catseg import read_pixels
 from catseg_hf.images.results import list_segments
 from catseg_hf.loading import load_mask_generator, load_segmenter
-from catseg_hf.pipeline_catseg import OpenVocabularySegmentationPipeline, read_pixels
+from catseg_hf.pipeline_catseg import OpenVocabularySegmentationPipeline
 from catseg_hf.tiles_catseg import DEFAULT_TILE_OVERLAP
 
 

@@ -1,8 +1,6 @@
 """Open-vocabulary segmentation pipeline of CAT-Seg ("CAT-Seg: Cost Aggregation for Open-Vocabulary Semantic
 Segmentation", CVPR 2024): the task "zero-shot-image-segmentation"."""
 
-import base64
-import binascii
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from huggingface_hub.utils import httpx
 from PIL import Image
 from torch.utils.data import Dataset, Subset
 from transformers.pipelines.base import Pipeline
@@ -22,20 +19,18 @@ from transformers.utils import logging
 
 from .bands_catseg import Band, Window, join_bands
 from .class_words_catseg import ClassWords, read_classes
-from .errors import UserError, first_line
+from .errors import UserError
 from .guided_upsampling_catseg import as_guide, check_upsampling, most_probable_guided_bands
-from .image_io_catseg import open_image, upright
 from .image_pixels_catseg import check_value_range
+from .image_sources_catseg import URL_TIMEOUT, is_encoded, read_pixels, read_tiled
 from .post_processing_catseg import is_large, most_probable_bands
 from .refinement import refine_segmentation
 from .segment_tally_catseg import SegmentTally, count_segments
-from .tiled_image_catseg import TiledImage, check_tile_fits, check_tile_overlap, check_tile_size
-from .tiles_catseg import DEFAULT_TILE_OVERLAP, GridAverage, TileGrid, blend_tiles
+from .tiled_image_catseg import TiledImage, check_tile_overlap, check_tile_size
+from .tiles_catseg import DEFAULT_TILE_OVERLAP, GridAverage, blend_tiles
 
 
 logger = logging.get_logger(__name__)
-
-URL_TIMEOUT = 30.0
 
 # More masks than this, in bytes, are kept as TIFFs that Pillow unpacks when they are looked at.
 _MAX_MASK_BYTES = 256 * 2**20
@@ -200,7 +195,7 @@ class OpenVocabularySegmentationPipeline(Pipeline):
             # The base class looks at the first of them.
             return super().__call__(list(image), **kwargs) if len(image) else []
         single = str | os.PathLike | Image.Image | np.ndarray | torch.Tensor | Mapping
-        if _is_encoded(image):
+        if is_encoded(image):
             image = bytes(image) if isinstance(image, bytes | bytearray | memoryview) else image.read()
         elif not isinstance(image, single | Dataset | GeneratorType):
             if isinstance(image, Sequence):
@@ -310,7 +305,7 @@ class OpenVocabularySegmentationPipeline(Pipeline):
     ) -> dict[str, Any]:
         image_processor = self.processor.image_processor
         if tile_size is not None:
-            return {"tiled": _read_tiled(image, image_processor, timeout, value_range, tile_size, tile_overlap)}
+            return {"tiled": read_tiled(image, image_processor, timeout, value_range, tile_size, tile_overlap)}
         pixels = read_pixels(image, image_processor, timeout, value_range)
         inputs = {**self._views([pixels], **images_kwargs), "target_size": tuple(pixels.shape[-2:])}
         if keep_image:
@@ -534,123 +529,6 @@ class _Asked:
         if probabilities is not None:
             parts["probabilities"] = self.classes.merge_probabilities(probabilities)
         return parts
-
-
-def read_pixels(
-    image: Any,
-    image_processor: Any,
-    timeout: float | None = URL_TIMEOUT,
-    value_range: tuple[float, float] | None = None,
-) -> torch.Tensor:
-    """
-    Reads an image of any kind that [`OpenVocabularySegmentationPipeline`] takes.
-
-    Args:
-        image: Path, URL, base64 text, bytes, binary file, PIL image, array or tensor.
-        image_processor ([`CATSegImageProcessor`] or [`CATSegImageProcessorPil`]): Converts it.
-        timeout (`float`, *optional*, defaults to 30): Seconds that a URL may take to answer; `None` waits forever.
-        value_range (`tuple[float, float]`, *optional*): The stored values that become black and white; by default the
-            image processor's.
-
-    Returns:
-        `torch.Tensor` of shape (3, H, W): RGB as uint8, or as float32 for a float array.
-
-    Raises:
-        UserError: If it cannot be read, with a sentence that names the image.
-    """
-    picture, value_range, name = _read_picture(image, image_processor, timeout, value_range)
-    return _process(picture, image_processor, value_range, name)
-
-
-def _read_tiled(
-    image: Any,
-    image_processor: Any,
-    timeout: float | None,
-    value_range: tuple[float, float] | None,
-    tile_size: int,
-    tile_overlap: float,
-) -> TiledImage:
-    """An image as [`read_pixels`] takes it, and its tiles. One in RGB stays as it is, since a copy of it is large."""
-    picture, value_range, name = _read_picture(image, image_processor, timeout, value_range)
-    if isinstance(picture, Image.Image) and picture.mode == "RGB" and value_range is None and min(picture.size):
-        size = picture.height, picture.width
-    else:
-        picture = _process(picture, image_processor, value_range, name)
-        size = tuple(picture.shape[-2:])
-    check_tile_fits(tile_size, size, name)
-    return TiledImage(picture, TileGrid.cover(size, tile_size, tile_overlap))
-
-
-def _read_picture(
-    image: Any, image_processor: Any, timeout: float | None, value_range: tuple[float, float] | None
-) -> "tuple[Image.Image | np.ndarray | torch.Tensor, tuple[float, float] | None, str]":
-    """The decoded image, upright; the stored values that are still to become black and white; and what messages call
-    the image."""
-    is_text = isinstance(image, str | os.PathLike)
-    name = f"The image {_shorten(image)}" if is_text else f"The image of type {type(image).__name__}"
-    value_range = value_range or image_processor.value_range
-    try:
-        if not _is_decoded(image):
-            image, value_range = _open(image, name, timeout, value_range), None
-        elif isinstance(image, Image.Image):
-            image = upright(image, name)
-    except (OSError, UnicodeError, binascii.Error, httpx.HTTPError, httpx.InvalidURL) as error:
-        raise UserError(f"{name} could not be read: {first_line(error)}.") from error
-    return image, value_range, name
-
-
-def _process(
-    image: "Image.Image | np.ndarray | torch.Tensor",
-    image_processor: Any,
-    value_range: tuple[float, float] | None,
-    name: str,
-) -> torch.Tensor:
-    try:
-        return image_processor.process_image(image, value_range=value_range)
-    except UserError as error:
-        raise UserError(f"{name} could not be read: {first_line(error)}.") from error
-
-
-def _is_decoded(image: Any) -> bool:
-    return isinstance(image, Image.Image | np.ndarray | torch.Tensor)
-
-
-def _open(image: Any, name: str, timeout: float | None, value_range: tuple[float, float] | None) -> Image.Image:
-    if isinstance(image, str | os.PathLike):
-        if os.path.isfile(image):
-            return open_image(image, name, value_range)
-        if isinstance(image, str) and image.startswith(("http://", "https://")):
-            response = httpx.get(image, timeout=timeout, follow_redirects=True)
-            return open_image(response.raise_for_status().content, name, value_range)
-        if isinstance(image, str) and not os.path.exists(image):
-            return _decode_base64(image, name, value_range)
-        raise FileNotFoundError("there is no such file")
-    if _is_encoded(image):
-        return open_image(image, name, value_range)
-    raise UserError(
-        f"{name} could not be read: paths, URLs, bytes, binary files, PIL images, arrays and tensors are accepted, of "
-        "a dataset its column of images (`dataset['image']`)."
-    )
-
-
-def _is_encoded(image: Any) -> bool:
-    """Whether it is an image file's contents, as bytes or as a file to read them from."""
-    return isinstance(image, bytes | bytearray | memoryview) or hasattr(image, "read")
-
-
-def _decode_base64(text: str, name: str, value_range: tuple[float, float] | None) -> Image.Image:
-    is_data_url = text.startswith("data:image/")
-    try:
-        return open_image(base64.decodebytes(text.rpartition(",")[2].encode()), name, value_range)
-    except (UserError, UnicodeError, binascii.Error) as error:
-        if is_data_url:
-            raise
-        raise FileNotFoundError("there is no such file") from error
-
-
-def _shorten(text: str | os.PathLike, length: int = 200) -> str:
-    text = os.fspath(text)
-    return repr(text if len(text) <= length else f"{text[:length]}...")
 
 
 def _to_pil(pixels: torch.Tensor, highest: int) -> Image.Image:

@@ -17,7 +17,7 @@ from catseg_hf import CATSegImageProcessorPil, image_pixels_catseg
 from catseg_hf.errors import UserError
 from catseg_hf.image_io_catseg import open_image
 from catseg_hf.image_pixels_catseg import rgb_pixels
-from catseg_hf.pipeline_catseg import read_pixels
+from catseg_hf.image_sources_catseg import read_pixels
 from catseg_training.benchmarks.description import read_description
 from catseg_training.benchmarks.files import ImageFiles
 from catseg_training.benchmarks.images import BenchmarkImages

@@ -15,7 +15,8 @@ from tqdm.auto import tqdm
 
 from ..annotations.writing import AnnotationFiles
 from ..errors import UserError, printable
-from ..pipeline_catseg import OpenVocabularySegmentationPipeline, read_pixels
+from ..image_sources_catseg import read_pixels
+from ..pipeline_catseg import OpenVocabularySegmentationPipeline
 from ..tiled_image_catseg import check_tile_fits
 from ..utils.processes import Processes
 from .origins import Settings, describe_input

@@ -27,8 +27,8 @@ from catseg_hf import (
     OpenVocabularySegmentationPipeline,
 )
 from catseg_hf.class_words_catseg import split_labels
+from catseg_hf.image_sources_catseg import read_pixels
 from catseg_hf.loading import load_segmenter
-from catseg_hf.pipeline_catseg import read_pixels
 from catseg_testing.tiny_training import save_checkpoint
 from fuzzing.damage import damaged_bytes, json_values, other_json, other_values
 from fuzzing.images import arrays, image_files, images, pil_images
