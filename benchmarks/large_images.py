@@ -201,7 +201,9 @@ def main():
     scene_size = images.shape[1] // SIDE
     predictions = segment_mosaics(segmenter, images, scene_size)
     if arguments.picture is not None:
-        draw(images[0], predictions["whole"][0], predictions["tiles"][0]).save(arguments.picture, optimize=True)
+        draw(images[0], predictions["whole"][0], predictions["tiles"][0]).quantize(128).save(
+            arguments.picture, optimize=True
+        )
     result = {
         "machine": machine("cpu"),
         "mosaics": len(images),
