@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from catseg_hf.commands.model_options import MODEL_HELP
 from catseg_hf.errors import reports_errors
 from catseg_hf.guided_upsampling_catseg import UPSAMPLINGS
 from catseg_training.arguments import positive
@@ -35,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--num_scenes", type=positive(int), metavar="N", help="the first N only")
     models = parser.add_mutually_exclusive_group(required=True)
     models.add_argument("--clip", type=Path, metavar="DIR", help="what pretrain_clip.py wrote: its arg max is scored")
-    models.add_argument("--model", type=Path, metavar="DIR", help="what train.py wrote, or the shipped model")
+    models.add_argument("--model", metavar="NAME_OR_DIR", help=MODEL_HELP)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--sliding_window", action="store_true", help="look at windows of the enlarged scene")
     parser.add_argument("--upsampling", choices=UPSAMPLINGS, default="bilinear", help="(default: %(default)s)")

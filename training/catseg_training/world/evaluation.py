@@ -14,6 +14,7 @@ from transformers import AutoModelForSemanticSegmentation, AutoProcessor, CLIPMo
 import catseg_hf  # noqa: F401  (registers CAT-Seg with the Auto classes)
 from catseg_hf.errors import UserError
 from catseg_hf.guided_upsampling_catseg import as_guide, check_upsampling, most_probable_guided_class
+from catseg_hf.loading import resolve_model
 from catseg_hf.modeling_catseg_cost_volume import cost_volume, dense_image_features
 from catseg_hf.utils.files import replaced_file
 
@@ -101,7 +102,7 @@ class Segmenter:
     A CAT-Seg that gives every pixel of a scene one of some words.
 
     Args:
-        folder (`Path`): What train.py wrote, or the shipped model.
+        model (`str` or `Path`): The name of released weights, or the folder or Hub id of a checkpoint.
         dtype (`torch.dtype`): What it computes in.
         sliding_window (`bool`): Whether it sees windows of the enlarged scene, or the scene as it is.
         compiled (`bool`): Whether `torch.compile` has its forward pass.
@@ -110,14 +111,15 @@ class Segmenter:
 
     def __init__(
         self,
-        folder: Path,
+        model: str | Path,
         dtype: torch.dtype = torch.float32,
         sliding_window: bool = False,
         compiled: bool = False,
         upsampling: str = "bilinear",
     ):
-        self._model = AutoModelForSemanticSegmentation.from_pretrained(folder, dtype=dtype).to(_device()).eval()
-        self._processor = AutoProcessor.from_pretrained(folder)
+        model = resolve_model(model)
+        self._model = AutoModelForSemanticSegmentation.from_pretrained(model, dtype=dtype).to(_device()).eval()
+        self._processor = AutoProcessor.from_pretrained(model)
         self._sliding_window = sliding_window
         self._upsampling = check_upsampling(upsampling)
         input_ids = self._processor(text=list(classes())).input_ids.to(self._model.device)
