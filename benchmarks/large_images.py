@@ -95,6 +95,7 @@ def segment_mosaics(
 
     return {
         "tiles": maps_of(tile_size=MOSAIC_TILE_SIZE, tile_overlap=OVERLAP),
+        "tiles_of_a_scenes_size": maps_of(tile_size=scene_size, tile_overlap=OVERLAP),
         "scenes": maps_of(tile_size=scene_size, tile_overlap=0.0),
         "whole": maps_of(),
         "sliding_window": maps_of(sliding_window=True),
