@@ -36,6 +36,12 @@ def printable(text: str) -> str:
     return CONTROLS.sub(lambda match: repr(match[0])[1:-1], text)
 
 
+def is_text(name: str) -> bool:
+    """Whether UTF-8 has all characters of a name: not half of a pair of UTF-16, nor bytes that were in another encoding,
+    which Python keeps as such."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
+
+
 def reports_errors(main: Callable[..., int]) -> Callable[..., int]:
     """
     Decorates the `main` of a script, which returns its exit status: that of a [`UserError`], of which only the message

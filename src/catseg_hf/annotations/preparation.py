@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ..errors import UserError, did_you_mean
+from ..errors import UserError, did_you_mean, is_text
 from ..utils.files import built_aside, check_output_folder
 from .dataset import (
     DAMAGED_FILE,
@@ -202,7 +202,7 @@ def class_table(dataset: Dataset, chosen: Sequence[str] | None, background: str 
         raise UserError(
             f"There are {len(names)} classes, but {MAX_CLASSES} at most can be written: choose (--classes)."
         )
-    if unwritable := [name for name in names if not _is_text(name)]:
+    if unwritable := [name for name in names if not is_text(name)]:
         raise UserError(f"The class {unwritable[0]!r} is no text that can be written: rename it in the source.")
     no_class = 255 if len(names) <= 255 else 65535
     values = {name: index for index, name in enumerate(names)}
@@ -301,8 +301,3 @@ def _first_problem(report: Report) -> str:
     for kind, items in report.problems.items():
         return f"{len(items):,} {kind}: {items[0]}"
     return "It has no images with labels."
-
-
-def _is_text(name: str) -> bool:
-    """Whether UTF-8 has all characters of a name: it has no half of a pair of UTF-16."""
-    return not any("\ud800" <= character <= "\udfff" for character in name)
