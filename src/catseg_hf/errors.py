@@ -37,8 +37,8 @@ def printable(text: str) -> str:
 
 
 def is_text(name: str) -> bool:
-    """Whether UTF-8 has all characters of a name: not half of a pair of UTF-16, nor bytes that were in another encoding,
-    which Python keeps as such."""
+    """Whether UTF-8 has all characters of a name: not half of a pair of UTF-16, nor a byte of another encoding, which
+    Python keeps as such."""
     return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
