@@ -115,6 +115,22 @@ def test_coco_panoptic_of_other_types(tmp_path, change, kind, words):
     assert words in found[kind][0] and written(tmp_path / "out")["a"] == [0]
 
 
+def test_label_maps_of_coco_panoptic_are_not_taken_for_images(tmp_path):
+    save_image(tmp_path / "photos/a.png")
+    (tmp_path / "in/pan").mkdir(parents=True)
+    Image.new("RGB", (SIZE, SIZE), (1, 0, 0)).save(tmp_path / "in/pan/a.png")
+    record = {"id": 1, "file_name": "a.png", "height": SIZE, "width": SIZE}
+    annotation = {"image_id": 1, "file_name": "a.png", "segments_info": [{"id": 1, "category_id": 1}]}
+    data = {"images": [record], "annotations": [annotation], "categories": [ROAD]}
+    (tmp_path / "in/pan.json").write_text(json.dumps(data))
+    with pytest.raises(UserError, match=r"'a\.png' is only there as its label map, .*: name its folder \(--images\)"):
+        prepare(tmp_path / "in", tmp_path / "out")
+    record["path"] = "../photos/a.png"  # as exports say
+    (tmp_path / "in/pan.json").write_text(json.dumps(data))
+    prepare(tmp_path / "in", tmp_path / "out", validation_share=0)
+    assert (tmp_path / "out/images/train/a.png").resolve() == tmp_path / "photos/a.png"
+
+
 @pytest.mark.parametrize("data", [{}, {"image": "http://[bad/a.png"}, {"image": 5}])
 def test_tasks_of_label_studio_without_an_image(tmp_path, data):
     save_image(tmp_path / "in/a.png")

@@ -85,7 +85,7 @@ def read(source: Path, images: Path | None) -> Dataset:
             if is_taken:
                 report.problem(DAMAGED_FILE, f"{path}, image {name}: its id {number} is that of another image")
                 continue
-            listed[number] = found.setdefault((split, name), _Listed(path, size, [], _place(record)))
+            listed[number] = found.setdefault((split, name), _Listed(path, size, [], place_of(record)))
         without_image = []
         for annotation in data["annotations"]:
             entry = named_by(listed, annotation.get("image_id")) if isinstance(annotation, dict) else None
@@ -117,7 +117,7 @@ class _Listed:
         self.file, self.size, self.shapes, self.place = file, size, shapes, place
 
 
-def _place(record: Mapping[str, Any]) -> str:
+def place_of(record: Mapping[str, Any]) -> str:
     """An image's path from the JSON's folder, which `catseg-hf segment` writes, or its name."""
     return str(record.get("path") or record["file_name"])
 

@@ -11,7 +11,16 @@ from PIL import Image
 
 from ..errors import UserError
 from ..visualization import class_color
-from .coco import KEYS, category_names, describe_image, describe_json, image_folders, list_categories, named_by
+from .coco import (
+    KEYS,
+    category_names,
+    describe_image,
+    describe_json,
+    image_folders,
+    list_categories,
+    named_by,
+    place_of,
+)
 from .dataset import DAMAGED_FILE, MISSING_IMAGE, WITHOUT_AREA, AnnotatedImage, Canvas, Dataset, Report
 from .label_images import read_colors
 from .own_folders import replaced_own_folder
@@ -67,7 +76,11 @@ def read(source: Path, images: Path | None) -> Dataset:
                 continue
             try:
                 label_map = map_files.find(map_name, map_folders, (".png",))
-                file = image_files.find(name, () if images else near)
+                file = image_files.find(name if images else place_of(record), () if images else near)
+                if file == label_map:
+                    raise UserError(
+                        f"{name!r} is only there as its label map, {label_map}: name its folder (--images)"
+                    )
             except UserError as error:
                 report.problem(MISSING_IMAGE, f"{path}, {error}")
                 continue
