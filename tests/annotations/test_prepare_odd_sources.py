@@ -125,9 +125,14 @@ def test_label_maps_of_coco_panoptic_are_not_taken_for_images(tmp_path):
     (tmp_path / "in/pan.json").write_text(json.dumps(data))
     with pytest.raises(UserError, match=r"'a\.png' is only there as its label map, .*: name its folder \(--images\)"):
         prepare(tmp_path / "in", tmp_path / "out")
+    save_image(tmp_path / "in/images/train/a.png")
+    (tmp_path / "in/pan").rename(tmp_path / "in/panoptic_train")
+    (tmp_path / "in/pan.json").rename(tmp_path / "in/panoptic_train.json")
+    prepare(tmp_path / "in", tmp_path / "with_images")
+    assert (tmp_path / "with_images/images/train/a.png").resolve() == tmp_path / "in/images/train/a.png"
     record["path"] = "../photos/a.png"  # as exports say
-    (tmp_path / "in/pan.json").write_text(json.dumps(data))
-    prepare(tmp_path / "in", tmp_path / "out", validation_share=0)
+    (tmp_path / "in/panoptic_train.json").write_text(json.dumps(data))
+    prepare(tmp_path / "in", tmp_path / "out")
     assert (tmp_path / "out/images/train/a.png").resolve() == tmp_path / "photos/a.png"
 
 

@@ -76,7 +76,9 @@ def read(source: Path, images: Path | None) -> Dataset:
                 continue
             try:
                 label_map = map_files.find(map_name, map_folders, (".png",))
-                file = image_files.find(name if images else place_of(record), () if images else near)
+                # Not where the label maps are, which may have the same names.
+                beside = () if images else [folder for folder in near if folder != label_map.parent]
+                file = image_files.find(name if images else place_of(record), beside)
                 if file == label_map:
                     raise UserError(
                         f"{name!r} is only there as its label map, {label_map}: name its folder (--images)"
