@@ -12,8 +12,9 @@ from safetensors import SafetensorError
 
 # What loading a checkpoint raises for files that are missing, damaged or of something else.
 UNREADABLE_CHECKPOINT = (OSError, RuntimeError, KeyError, SafetensorError)
-# What terminals obey instead of showing it, ends of lines, and what turns the direction of writing.
-CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+# What terminals obey instead of showing it, ends of lines, what turns the direction of writing, and what no encoding
+# has, such as bytes of file names that are not UTF-8.
+CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class UserError(ValueError):
@@ -33,6 +34,12 @@ def first_line(error: BaseException) -> str:
 def printable(text: str) -> str:
     """Text that a terminal or a legend shows and never obeys: control characters are escaped as in Python."""
     return CONTROLS.sub(lambda match: repr(match[0])[1:-1], text)
+
+
+def is_text(name: str) -> bool:
+    """Whether UTF-8 has all characters of a name: not half of a pair of UTF-16, nor a byte of another encoding, which
+    Python keeps as such."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def reports_errors(main: Callable[..., int]) -> Callable[..., int]:

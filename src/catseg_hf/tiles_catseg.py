@@ -50,7 +50,7 @@ class TileAxis:
         """As few tiles of `tile` pixels as cover `length` and overlap by a share of `overlap` of them at least; one of
         `length` pixels where that is less."""
         tile = min(tile, length)
-        step = tile - math.ceil(overlap * tile)
+        step = max(1, tile - math.ceil(overlap * tile))
         gaps = -(-(length - tile) // step)
         return cls(length, tile, tuple(index * (length - tile) // max(1, gaps) for index in range(gaps + 1)))
 

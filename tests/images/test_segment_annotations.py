@@ -118,6 +118,19 @@ def test_what_is_not_of_this_command_is_not_replaced(images, complete, tmp_path,
     assert segment(images, output, *ALL) == 0
 
 
+def test_file_names_that_are_not_in_utf8(images, tmp_path, capsys):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    try:
+        shutil.copy(os.fsencode(images / "a/1.png"), os.fsencode(folder) + b"/caf\xe9.png")
+    except OSError:
+        pytest.skip("the file system has UTF-8 only")
+    arguments = ["segment", str(folder), "--labels", LABELS, "--device=cpu", f"--output={tmp_path / 'output'}"]
+    assert cli.main([*arguments, "--format=coco"]) == 2
+    assert "caf\\udce9.png is not in UTF-8" in capsys.readouterr().err and not (tmp_path / "output").exists()
+    assert cli.main(arguments) == 0
+
+
 def test_a_data_set_of_the_same_name_is_not_replaced(images, tmp_path, capsys):
     (tmp_path / "voc" / "JPEGImages").mkdir(parents=True)
     assert segment(images, tmp_path, "--format=voc") == 2

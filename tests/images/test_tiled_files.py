@@ -54,6 +54,12 @@ def test_images_in_tiles(segment, images, tmp_path):
     assert (np.asarray(Image.open(tmp_path / "output" / "large_labels.png")) != whole).any()
 
 
+def test_images_smaller_than_a_patch_are_segmented_as_a_whole(segment, images):
+    Image.new("RGB", (3, 2)).save(images / "tiny.png")
+    code, summary, errors = segment(images, "--tile_size", 128)
+    assert (code, errors) == (0, []) and [record["width"] for record in summary["images"]] == [300, 90, 3]
+
+
 def test_without_tiles_the_summary_says_so(segment, images):
     code, summary, _ = segment(images)
     assert code == 0 and summary["tile_size"] is summary["tile_overlap"] is None

@@ -194,6 +194,15 @@ def test_tiles_that_are_refused(segmenter, image, monkeypatch, options, message)
         segmenter(image, LABELS, **options)
 
 
+@pytest.mark.parametrize("upsampling", ["bilinear", "guided"])
+@pytest.mark.parametrize("size", [(150, 1), (1, 150), (150, 2)])
+def test_images_of_few_pixels_on_a_side(segmenter, image, size, upsampling):
+    options = {"tile_size": 64, "tile_overlap": 0.5, "upsampling": upsampling}
+    result = segmenter(image.resize(size), LABELS, **BOTH, **options)
+    assert tuple(result["segmentation"].shape) == size[::-1]
+    assert result["probabilities"].isfinite().all()
+
+
 @pytest.fixture
 def as_large(monkeypatch):
     """Every image is worked on in parts, as large ones are."""

@@ -2,10 +2,10 @@
 cocodataset.org, Roboflow, mmdetection and datumaro."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -31,6 +31,7 @@ from .sources import ImageFiles, json_below, load_json, split_of, try_json
 
 
 KEYS = ("images", "annotations", "categories")
+Item = TypeVar("Item")
 _NO_CLASS = ""  # of an id that no category has
 FOLDER, FILE_NAME = "", "annotations.json"
 
@@ -70,22 +71,24 @@ def read(source: Path, images: Path | None) -> Dataset:
     found: dict[tuple[str | None, str], _Listed] = {}
     for path in sorted(instances, key=lambda path: not path.stem.startswith("stuff")):
         data = load_json(path)
-        names = category_names(data["categories"], data["annotations"])
+        names = category_names(path, data["categories"], data["annotations"])
         classes.update(dict.fromkeys(names.values()))
         split = split_of(path.stem, path.parent.name)
         listed = {}
         for record in data["images"]:
             try:
-                name, size = str(record["file_name"]), _size(record)
-                entry = found.setdefault((split, name), _Listed(path, size, [], _place(record)))
-                if entry.file == path and record["id"] in listed.values():
-                    raise KeyError
-                listed[record["id"]] = entry
-            except (KeyError, TypeError, ValueError):
+                name, size, number = str(record["file_name"]), _size(record), record["id"]
+                is_taken = number in listed and listed[number] is not found.get((split, name))
+            except (KeyError, OverflowError, TypeError, ValueError):
                 report.problem(DAMAGED_FILE, f"{path}, image {str(record)[:80]}: it has no file_name, id or size")
+                continue
+            if is_taken:
+                report.problem(DAMAGED_FILE, f"{path}, image {name}: its id {number} is that of another image")
+                continue
+            listed[number] = found.setdefault((split, name), _Listed(path, size, [], place_of(record)))
         without_image = []
         for annotation in data["annotations"]:
-            entry = listed.get(annotation.get("image_id")) if isinstance(annotation, dict) else None
+            entry = named_by(listed, annotation.get("image_id")) if isinstance(annotation, dict) else None
             if entry is None:
                 without_image.append(annotation)
             else:
@@ -114,22 +117,41 @@ class _Listed:
         self.file, self.size, self.shapes, self.place = file, size, shapes, place
 
 
-def _place(record: Mapping[str, Any]) -> str:
+def place_of(record: Mapping[str, Any]) -> str:
     """An image's path from the JSON's folder, which `catseg-hf segment` writes, or its name."""
     return str(record.get("path") or record["file_name"])
 
 
-def category_names(categories: Sequence[Mapping[str, Any]], annotations: Sequence[Any] = ()) -> dict[Any, str]:
-    """The name of each category's id, in the order of the ids; without the one that Roboflow writes as a heading."""
-    names = {category["id"]: str(category["name"]) for category in sorted(categories, key=lambda item: item["id"])}
-    parents = {category.get("supercategory") for category in categories}
-    used = {annotation.get("category_id") for annotation in annotations if isinstance(annotation, dict)}
+def category_names(path: Path, categories: Sequence[Any], annotations: Sequence[Any] = ()) -> dict[Any, str]:
+    """
+    The name of each category's id, in the order of the ids; without the one that Roboflow writes as a heading.
+
+    Raises:
+        UserError: If the categories of the file `path` are not of this form.
+    """
+    try:
+        names = {category["id"]: str(category["name"]) for category in sorted(categories, key=lambda item: item["id"])}
+        is_damaged = any(names[category["id"]] != str(category["name"]) for category in categories)
+    except (KeyError, TypeError):
+        is_damaged = True
+    if is_damaged:
+        raise UserError(
+            f"{path} has the categories {str(categories)[:80]}: each needs an id of its own, all of them numbers or "
+            "all of them text, and a name."
+        )
+    parents = [category.get("supercategory") for category in categories]
+    used = [annotation.get("category_id") for annotation in annotations if isinstance(annotation, dict)]
     headings = [
         category["id"]
         for category in categories
         if category.get("supercategory") == "none" and category["name"] in parents and category["id"] not in used
     ]
     return {number: name for number, name in names.items() if number not in headings}
+
+
+def named_by(entries: Mapping[Any, Item], number: Any) -> Item | None:
+    """The entry of an id, or `None` if there is none, or it is nothing that an id can be."""
+    return entries.get(number) if isinstance(number, Hashable) else None
 
 
 def _size(record: Mapping[str, Any]) -> tuple[int, int]:
@@ -168,7 +190,7 @@ def describe_json(data: Any) -> str:
 def _draw(shapes: Sequence[tuple[dict[str, Any], Mapping[Any, str]]], canvas: Canvas):
     for annotation, names in shapes:
         number = annotation.get("category_id")
-        name = names.get(number, _NO_CLASS)
+        name = named_by(names, number) or _NO_CLASS
         described = f"{describe(annotation)} ({name or f'category {number}'})"
         with canvas.shape(described):
             canvas.paint(name, segmentation_mask(annotation["segmentation"], canvas, described), described)

@@ -11,7 +11,16 @@ from PIL import Image
 
 from ..errors import UserError
 from ..visualization import class_color
-from .coco import KEYS, category_names, describe_image, describe_json, image_folders, list_categories
+from .coco import (
+    KEYS,
+    category_names,
+    describe_image,
+    describe_json,
+    image_folders,
+    list_categories,
+    named_by,
+    place_of,
+)
 from .dataset import DAMAGED_FILE, MISSING_IMAGE, WITHOUT_AREA, AnnotatedImage, Canvas, Dataset, Report
 from .label_images import read_colors
 from .own_folders import replaced_own_folder
@@ -45,24 +54,35 @@ def read(source: Path, images: Path | None) -> Dataset:
     image_files, classes, annotated = ImageFiles([images] if images else [root]), {}, []
     for path in files:
         data = load_json(path)
-        names = category_names(data["categories"])
+        names = category_names(path, data["categories"])
         classes.update(dict.fromkeys(names.values()))
         split = split_of(path.stem, path.parent.name)
-        records = {record.get("id"): record for record in data["images"]}
+        records = {}
+        for record in data["images"]:
+            try:
+                records[record["id"]] = record
+            except (KeyError, TypeError):
+                report.problem(DAMAGED_FILE, f"{path}, image {str(record)[:80]}: it has no id")
         near = image_folders(path, root, split)
         map_folders = (path.with_suffix(""), path.parent, path.parent / path.stem.removesuffix("_annotations"))
         map_files = ImageFiles([path.parent])
         for annotation in data["annotations"]:
             try:
-                record, map_name = records[annotation["image_id"]], annotation["file_name"]
+                record, map_name = records[annotation["image_id"]], str(annotation["file_name"])
                 name, size = str(record["file_name"]), (int(record["height"]), int(record["width"]))
                 segments = {int(segment["id"]): segment for segment in annotation["segments_info"]}
-            except (KeyError, TypeError, ValueError):
+            except (KeyError, OverflowError, TypeError, ValueError):
                 report.problem(DAMAGED_FILE, f"{path}, annotation of image {str(annotation)[:80]}: keys are missing")
                 continue
             try:
                 label_map = map_files.find(map_name, map_folders, (".png",))
-                file = image_files.find(name, () if images else near)
+                # Not where the label maps are, which may have the same names.
+                beside = () if images else [folder for folder in near if folder != label_map.parent]
+                file = image_files.find(name if images else place_of(record), beside)
+                if file == label_map:
+                    raise UserError(
+                        f"{name!r} is only there as its label map, {label_map}: name its folder (--images)"
+                    )
             except UserError as error:
                 report.problem(MISSING_IMAGE, f"{path}, {error}")
                 continue
@@ -74,7 +94,7 @@ def read(source: Path, images: Path | None) -> Dataset:
 def _draw(label_map: Path, segments: Mapping[int, Mapping[str, Any]], names: Mapping[Any, str], canvas: Canvas):
     colors = read_colors(label_map, canvas.size).astype(np.int64)
     ids = colors[..., 0] + 256 * colors[..., 1] + 65536 * colors[..., 2]
-    classes = {number: names.get(segment.get("category_id")) for number, segment in segments.items()}
+    classes = {number: named_by(names, segment.get("category_id")) for number, segment in segments.items()}
     for number in segments.keys() - set(np.unique(ids).tolist()):
         canvas.report.problem(WITHOUT_AREA, f"{label_map}, segment {number}: it has no pixel")
     canvas.fill(ids, {VOID: _NO_CLASS, **classes}, lambda number: f"segment {number}")

@@ -1,5 +1,6 @@
 """CVAT's XML "for images 1.1": polygons, masks, boxes and ellipses, the higher z_order over the lower."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,8 @@ DIGITS = 2
 DRAWN = ("box", "polygon", "ellipse", "mask")
 # Words that CVAT's projects have where they mean no part of the data.
 _NO_SPLIT = ("default", "none", "")
+# Of encodings that are not known as well.
+_UNREADABLE_XML = (ElementTree.ParseError, LookupError, ValueError)
 FOLDER, FILE_NAME = "cvat", "annotations.xml"
 
 
@@ -50,7 +53,7 @@ def _is_cvat(path: Path) -> bool:
                 return element.tag in ("meta", "image", "track")
             if element.tag == "version":
                 return True
-    except (ElementTree.ParseError, OSError):
+    except (*_UNREADABLE_XML, OSError):
         pass
     return False
 
@@ -67,7 +70,7 @@ def read(source: Path, images: Path | None) -> Dataset:
     for path in files:
         try:
             document = ElementTree.parse(path).getroot()
-        except ElementTree.ParseError as error:
+        except _UNREADABLE_XML as error:
             message = f"{path} is no XML that can be read: {first_line(error)}"
             if source.is_file():
                 raise UserError(f"{message}.") from error
@@ -85,7 +88,7 @@ def read(source: Path, images: Path | None) -> Dataset:
         several = len(files) > 1
         for image in document.iter("image"):
             name, subset = image.get("name", ""), image.get("subset", "")
-            split = split_of(subset) or (None if subset.lower() in _NO_SPLIT else subset)
+            split = split_of(subset) or (None if subset.lower() in _NO_SPLIT else _folder_name(subset))
             split = split or (split_of(path.stem) if several or not subset else None)
             try:
                 size = int(image.attrib["height"]), int(image.attrib["width"])
@@ -101,6 +104,11 @@ def read(source: Path, images: Path | None) -> Dataset:
                 AnnotatedImage(file, f"{subset}/{name}".lstrip("/"), partial(_draw_all, list(image)), split, size)
             )
     return Dataset(list(classes), annotated, report)
+
+
+def _folder_name(subset: str) -> str | None:
+    """A subset's name as that of one folder, if anything of it can be."""
+    return re.sub(r"[/\\]", "_", subset).strip(".") or None
 
 
 def _draw_all(shapes: Sequence[ElementTree.Element], canvas: Canvas):

@@ -1,8 +1,10 @@
 """Label maps that are images: of ids or of colours, and what their colours stand for."""
 
 import csv
+import io
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
@@ -11,8 +13,10 @@ from ..errors import UserError
 from ..image_io_catseg import decode_image, read_bytes, upright
 from ..label_maps_catseg import read_label_ids, refuse_lossy
 from .dataset import OTHER_SIZE, Canvas, ShapeError
+from .sources import read_text
 
 
+Key = TypeVar("Key")
 # Names that tools and data sets give to what counts for no class.
 VOID_NAMES = frozenset({"void", "ignore", "ignored", "__ignore__", "unlabeled", "unlabelled"})
 
@@ -79,10 +83,10 @@ def read_color_list(path: Path) -> dict[tuple[int, int, int], str]:
     CVAT's labelmap.txt.
 
     Raises:
-        UserError: For a line of another form.
+        UserError: For a line of another form, and a colour of two names.
     """
     colors: dict[tuple[int, int, int], str] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         line = line.strip()
         if not line or line.startswith("#"):
             continue
@@ -97,7 +101,7 @@ def read_color_list(path: Path) -> dict[tuple[int, int, int], str]:
             raise UserError(
                 f"{path}, line {number}, {line!r}, is neither `R G B name` nor `name:R,G,B:parts:actions`."
             ) from None
-        colors[red, green, blue] = name.strip()
+        _add_name(colors, (red, green, blue), name.strip(), path)
     if not colors:
         raise UserError(f"{path} names no colours.")
     return colors
@@ -108,11 +112,21 @@ def read_id_list(path: Path) -> dict[int, str]:
     The ids of Roboflow's _classes.csv: `Pixel Value, Class`.
 
     Raises:
-        UserError: For a line of another form.
+        UserError: For a line of another form, and an id of two names.
     """
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        rows = [row for row in csv.reader(file, skipinitialspace=True) if row][1:]
+    rows = [row for row in csv.reader(io.StringIO(read_text(path)), skipinitialspace=True) if row][1:]
     try:
-        return {int(value): name.strip() for value, name in rows}
+        pairs = [(int(value), name.strip()) for value, name in rows]
     except ValueError:
         raise UserError(f"{path} is not a table of `Pixel Value, Class`.") from None
+    names: dict[int, str] = {}
+    for value, name in pairs:
+        _add_name(names, value, name, path)
+    return names
+
+
+def _add_name(names: dict[Key, str], key: Key, name: str, path: Path):
+    if names.setdefault(key, name) != name:
+        raise UserError(
+            f"{path} names {key} twice, {names[key]!r} and {name!r}: remove one, since a pixel is of one class only."
+        )

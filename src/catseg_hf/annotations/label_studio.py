@@ -79,7 +79,7 @@ def read(source: Path, images: Path | None) -> Dataset:
                 annotations = task.get("annotations") or task.get("completions") or []
                 chosen = _choose(annotations)
                 results = [] if chosen is None else list(chosen["result"])
-            except (AttributeError, KeyError, TypeError) as error:
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
                 report.problem(DAMAGED_FILE, f"{described}: it has no image or no result ({error})")
                 continue
             if chosen is None:
@@ -93,11 +93,7 @@ def read(source: Path, images: Path | None) -> Dataset:
                 report.problem(MISSING_IMAGE, f"{described}: {error}")
                 continue
             names.update(label for region in _regions(results) for label in region.labels)
-            sizes = {
-                (region["original_height"], region["original_width"])
-                for region in results
-                if isinstance(region, dict) and "original_height" in region and "original_width" in region
-            }
+            sizes = {size for region in results if isinstance(region, dict) and (size := _original_size(region))}
             size = sizes.pop() if len(sizes) == 1 else None
             draw = partial(_draw_all, results)
             annotated.append(AnnotatedImage(file, file.name, draw, split_of(path.stem), size))
@@ -134,8 +130,16 @@ def _choose(annotations: Sequence[Mapping[str, Any]]) -> Mapping[str, Any] | Non
     return next((annotation for annotation in kept if annotation.get("ground_truth")), kept[0] if kept else None)
 
 
+def _original_size(region: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Height and width of the image that a region was drawn on, if it tells them."""
+    size = region.get("original_height"), region.get("original_width")
+    return size if all(isinstance(length, int) for length in size) else None
+
+
 def _image_name(data: Mapping[str, Any]) -> str:
-    value = data.get("image") or next(value for value in data.values() if isinstance(value, str))
+    value = data.get("image") or next((value for value in data.values() if isinstance(value, str)), None)
+    if value is None:
+        raise KeyError("image")
     url = urlparse(value)
     local = parse_qs(url.query).get("d")  # of files that the server reads from a folder
     return local[0] if local else unquote(url.path if url.scheme else value)

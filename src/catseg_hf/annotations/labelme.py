@@ -29,7 +29,7 @@ from .dataset import (
 from .own_folders import replaced_own_folder
 from .polygons import checked_points, remark_clipped
 from .segmented_images import Region, SegmentedImage, read_results
-from .sources import ImageFiles, files_below, json_below, load_json, split_of, try_json
+from .sources import ImageFiles, files_below, json_below, load_json, read_text, split_of, try_json
 
 
 KEYS = ("shapes", "imagePath")
@@ -98,7 +98,7 @@ def read(source: Path, images: Path | None) -> Dataset:
         )
     class_list = source / CLASS_LIST
     if class_list.is_file():
-        classes = [line.strip() for line in class_list.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        classes = [line.strip() for line in read_text(class_list).splitlines() if line.strip()]
         background = BACKGROUND if BACKGROUND in classes else None
     else:
         classes, background = sorted(names), None

@@ -77,6 +77,8 @@ def _digest(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         if path != folder / MARK:
-            content = os.readlink(path).encode() if path.is_symlink() else path.read_bytes() if path.is_file() else b""
+            content = (
+                os.fsencode(os.readlink(path)) if path.is_symlink() else path.read_bytes() if path.is_file() else b""
+            )
             digest.update(json.dumps([str(path.relative_to(folder)), hashlib.sha256(content).hexdigest()]).encode())
     return digest.hexdigest()

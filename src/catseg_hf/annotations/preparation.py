@@ -8,13 +8,14 @@ import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from ..errors import UserError, did_you_mean
+from ..errors import UserError, did_you_mean, is_text
 from ..utils.files import built_aside, check_output_folder
 from .dataset import (
     DAMAGED_FILE,
@@ -30,7 +31,7 @@ from .dataset import (
 from .orientation import frame_of, read_header, turned_upright
 from .page import write_page
 from .registry import FORMATS, Format, find_format, recognise
-from .sources import IMAGE_SUFFIXES, read_class_list
+from .sources import IMAGE_SUFFIXES, checked_class_list, read_class_list
 
 
 TRAIN, VALIDATION = "train", "validation"
@@ -127,8 +128,10 @@ def prepare(
     if image_folder is not None and not image_folder.is_dir():
         raise UserError(f"There is no folder {images} (--images).")
     dataset = source_format.load().read(source, image_folder)
-    if classes is not None and isinstance(classes, str | os.PathLike):
+    if isinstance(classes, str | os.PathLike):
         classes = read_class_list(Path(classes).expanduser())
+    elif classes is not None:
+        classes = checked_class_list(classes, "`classes`")
     table = class_table(dataset, classes, background)
     _assign_splits(dataset, validation_share, seed)
     prepared = Prepared(source_format, table.names, table.no_class, dataset.report)
@@ -193,10 +196,14 @@ def class_table(dataset: Dataset, chosen: Sequence[str] | None, background: str 
         names = list(chosen)
     else:
         left_out = frozenset()
-    if not 0 < len(names) <= MAX_CLASSES:
+    if not names:
+        raise UserError(f"The source names no class, but one at least is needed. {_first_problem(dataset.report)}")
+    if len(names) > MAX_CLASSES:
         raise UserError(
-            f"There are {len(names)} classes, but 1 to {MAX_CLASSES} can be written: choose some (--classes)."
+            f"There are {len(names)} classes, but {MAX_CLASSES} at most can be written: choose (--classes)."
         )
+    if unwritable := [name for name in names if not is_text(name)]:
+        raise UserError(f"The class {unwritable[0]!r} is no text that can be written: rename it in the source.")
     no_class = 255 if len(names) <= 255 else 65535
     values = {name: index for index, name in enumerate(names)}
     unpainted = no_class
@@ -213,8 +220,8 @@ def class_table(dataset: Dataset, chosen: Sequence[str] | None, background: str 
 
 def _assign_splits(dataset: Dataset, share: float | None, seed: int):
     """Gives a split to each image that has none: some are for validation, unless the source itself has splits."""
-    if share is not None and not 0 <= share < 1:
-        raise UserError(f"--validation_share is a share of the images from 0 to below 1, got {share}.")
+    if share is not None and not (isinstance(share, Real) and 0 <= share < 1):
+        raise UserError(f"--validation_share is a share of the images from 0 to below 1, got {share!r}.")
     without = [index for index, image in enumerate(dataset.images) if image.split is None]
     if len(without) < len(dataset.images):
         if share is not None:
@@ -222,7 +229,7 @@ def _assign_splits(dataset: Dataset, share: float | None, seed: int):
             raise UserError(f"The source has splits of its own ({splits}): leave --validation_share out.")
         share = 0
     share = VALIDATION_SHARE if share is None else share
-    drawn = random.Random(seed).sample(without, math.floor(share * len(without)))
+    drawn = set(random.Random(seed).sample(without, math.floor(share * len(without))))
     for index in without:
         image = dataset.images[index]
         split = VALIDATION if index in drawn else TRAIN

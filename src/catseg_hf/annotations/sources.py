@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -84,6 +84,21 @@ def try_json(path: Path) -> Any:
         return None
 
 
+def read_text(path: Path) -> str:
+    """
+    What a text file holds, in UTF-8.
+
+    Raises:
+        UserError: If it cannot be read.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no text in UTF-8 ({first_line(error)}): save it in this encoding.") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {first_line(error)}.") from error
+
+
 def read_class_list(path: Path) -> list[str]:
     """
     Names of classes from a JSON list.
@@ -95,10 +110,27 @@ def read_class_list(path: Path) -> list[str]:
         names = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read as a JSON list of class names: {first_line(error)}.") from error
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
+    if not isinstance(names, list):
         raise UserError(f'{path} has to be a JSON list of class names, such as ["road", "car"].')
+    return checked_class_list(names, str(path))
+
+
+def checked_class_list(names: Sequence[Any], where: str) -> list[str]:
+    """
+    Names of classes, each of them once.
+
+    Args:
+        names (`Sequence`): The names.
+        where (`str`): What messages call them.
+
+    Raises:
+        UserError: If there are none, one is no text, or one is there twice.
+    """
+    names = list(names)
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise UserError(f'{where} has to be a list of class names, such as ["road", "car"], got {str(names)[:80]}.')
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(f"{path} has {', '.join(map(repr, twice))} more than once: an id needs one name of its own.")
+        raise UserError(f"{where} has {', '.join(map(repr, twice))} more than once: an id needs one name of its own.")
     return names
 
 

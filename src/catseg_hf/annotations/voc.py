@@ -16,7 +16,7 @@ from .dataset import MISSING_IMAGE, WITHOUT_LABELS, AnnotatedImage, Dataset, Rep
 from .label_images import VOID_NAMES, fill_colors, read_color_list
 from .own_folders import replaced_own_folder
 from .segmented_images import SegmentedImage, read_results
-from .sources import ImageFiles, split_of
+from .sources import ImageFiles, read_text, split_of
 
 
 LABEL_FOLDER, IMAGE_FOLDER, SPLIT_FOLDER, COLOR_LIST = "SegmentationClass", "JPEGImages", "ImageSets", "labelmap.txt"
@@ -77,7 +77,7 @@ def _splits(source: Path) -> dict[str, str | None]:
     """The split of each name that the lists of segmentation have, the more special lists first."""
     splits: dict[str, str | None] = {}
     for path in sorted((source / SPLIT_FOLDER / "Segmentation").glob("*.txt"), key=lambda path: -len(path.stem)):
-        for line in path.read_text(encoding="utf-8-sig").splitlines():
+        for line in read_text(path).splitlines():
             if name := line.strip():
                 splits[Path(name).name if "trainval" not in path.stem else name] = split_of(path.stem) or (
                     None if path.stem == "default" else path.stem

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 from tqdm.auto import tqdm
 
+from ..errors import UserError, is_text, printable
 from ..images.origins import is_url
 from .instances import import_cv2
 from .own_folders import check_own_file, check_own_folder
@@ -33,12 +34,17 @@ class AnnotationFiles:
     instances: bool = False
     min_area: int = 1
 
-    def check(self, labels: Sequence[str], output: Path):
+    def check(self, labels: Sequence[str], output: Path, images: Sequence[str] = ()):
         """
         Raises:
-            UserError: If a format cannot hold these labels, a package is missing, or the output has something in the
-                place of what would be written.
+            UserError: If a format cannot hold these labels or the names of these images, a package is missing, or the
+                output has something in the place of what would be written.
         """
+        if self.formats and (unwritable := [image for image in images if not is_text(image)]):
+            raise UserError(
+                f"The file name {printable(unwritable[0])} is not in UTF-8, as annotations have to be: rename the "
+                "file, or leave --format out."
+            )
         if self.instances:
             import_cv2()
         for known in self._formats():

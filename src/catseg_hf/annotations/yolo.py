@@ -27,7 +27,7 @@ from .instances import import_cv2, split_parts
 from .own_folders import replaced_own_folder
 from .polygons import checked_points, opencv_mask, remark_clipped
 from .segmented_images import SegmentedImage, read_results
-from .sources import IMAGE_SUFFIXES, split_of
+from .sources import IMAGE_SUFFIXES, read_text, split_of
 
 
 SPLITS = ("train", "val", "test")
@@ -67,9 +67,13 @@ def read(source: Path, images: Path | None) -> Dataset:
     data = _load(path)
     names = data["names"]
     names = dict(names) if isinstance(names, dict) else dict(enumerate(names if isinstance(names, list) else []))
-    names = {int(number): str(name) for number, name in sorted(names.items())}
+    try:
+        names = dict(sorted((int(number), str(name)) for number, name in names.items()))
+    except (TypeError, ValueError):
+        names = {}
     if not names:
-        raise UserError(f"{path} names no classes: `names` is a list, or a mapping from ids to names.")
+        found = str(data["names"])[:80]
+        raise UserError(f"{path} names no classes: `names` is a list, or a mapping from ids to names, got {found}.")
     report, annotated = Report(), []
     for split in SPLITS:
         for folder in _folders(path, data, split):
@@ -110,7 +114,7 @@ def _folders(path: Path, data: Mapping[str, Any], split: str) -> list[Path]:
 
 def _images(folder: Path) -> list[Path]:
     if folder.is_file():
-        lines = [line.strip() for line in folder.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        lines = [line.strip() for line in read_text(folder).splitlines() if line.strip()]
         return [folder.parent / line for line in lines]
     return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
 

@@ -126,7 +126,7 @@ def _prepare(arguments: argparse.Namespace, images: list[str]) -> "FileSegmenter
     arguments.device = arguments.device or own_accelerator()
     annotation_files = AnnotationFiles(arguments.formats, arguments.instances, arguments.min_area or 1)
     segmenter, classes = load_model(arguments)
-    annotation_files.check(classes.names, arguments.output)
+    annotation_files.check(classes.names, arguments.output, images)
     value_range = None if arguments.value_range is None else check_value_range(arguments.value_range)
     dtype = str(segmenter.model.dtype)
     model = segmenter.model.name_or_path  # where weights by name lie

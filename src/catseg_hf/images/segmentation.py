@@ -192,6 +192,8 @@ class FileSegmenter:
         size, tile_size = tuple(image.pixels.shape[1:]), self.settings.tile_size
         if len(self.images) == 1:
             check_tile_fits(tile_size, size, f"The image {self.images[image.index]!r}")
+        if tile_size > max(size):
+            return self._call_pipeline(image.pixels)
         # A bar for those alone that take long.
         with tqdm(unit="tile", leave=False, delay=2, disable=not self.shows_tiles) as progress:
 
@@ -202,7 +204,7 @@ class FileSegmenter:
             return self._call_pipeline(
                 image.pixels,
                 batch_size=self.batch_size,
-                tile_size=min(tile_size, max(size)),
+                tile_size=tile_size,
                 tile_overlap=self.settings.tile_overlap,
                 on_tiles=show,
             )
