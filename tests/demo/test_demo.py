@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from PIL import ExifTags, Image
 
 from catseg_hf import EMBEDDED_MODEL
@@ -35,6 +36,7 @@ def test_demo(tmp_path):
     assert Image.open(tmp_path / "segmentation.png").height >= 300
 
 
+@pytest.mark.slow
 def test_an_image_and_labels_of_ones_own(tmp_path):
     """A photo that is stored on its side, a word that the model does not know, and its folder by another name."""
     turned = Image.Exif()

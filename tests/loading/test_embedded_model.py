@@ -50,6 +50,7 @@ def test_committed_scores_are_those_of_a_model_that_works():
     assert SCORES["catseg"]["absent_share"] < 0.02
 
 
+@pytest.mark.slow
 def test_model(scenes):
     scores = evaluate_catseg(Segmenter(Path(EMBEDDED_MODEL)), *scenes)
     assert_scores(scores["all_words"], SCORES["catseg"]["all_words"])

@@ -21,6 +21,7 @@ from catseg_hf import (
     CATSegForSemanticSegmentation,
     CATSegModel,
     OpenVocabularySegmentationPipeline,
+    image_sources_catseg,
     load_vocabulary,
     pipeline_catseg,
 )
@@ -495,7 +496,7 @@ def test_faults_of_this_program_keep_their_type(segmenter, name, fault, monkeypa
     def fail(*arguments, **options):
         raise fault("fault")
 
-    owner = pipeline_catseg if name == "open_image" else segmenter.processor.image_processor
+    owner = image_sources_catseg if name == "open_image" else segmenter.processor.image_processor
     monkeypatch.setattr(owner, name, fail)
     with pytest.raises(fault, match="^fault$") as error:
         segmenter(str(PICTURE), LABELS)

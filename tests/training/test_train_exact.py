@@ -121,6 +121,7 @@ def check_divisions(start: Path, whole: Path, *others: Path):
 TEN_STEPS = ["--max_train_steps", 10, "--checkpointing_steps", 5, "--eval_steps", "end"]
 
 
+@pytest.mark.slow
 @needs_fork
 def test_a_step_is_the_same_however_it_is_divided(driver, command, checkpoint, tmp_path):
     """Ten steps through four epochs: a batch of two, two accumulated batches, two processes, and the last five steps
