@@ -286,3 +286,10 @@ def test_voc_holds_only_so_many_classes(tmp_path):
 def test_names_of_images():
     assert name_images(["a/x.png", "a/b/x.png", "https://host/y%20z.jpg?size=3"]) == ["x.png", "b/x.png", "y z.jpg"]
     assert name_images(["photos/x.png"]) == ["x.png"]
+
+
+def test_panoptic_images_of_one_name_in_different_folders():
+    mask = Image.fromarray(np.full((4, 5), 255, np.uint8))
+    results = [[{"label": "cat", "score": 0.5, "mask": mask}]] * 3
+    dataset, _ = annotations.to_coco_panoptic(results, ["cat"], ["a/1.png", "b/1.png", "c/1.png"])
+    assert [annotation["file_name"] for annotation in dataset["annotations"]] == ["1.png", "1_2.png", "1_3.png"]

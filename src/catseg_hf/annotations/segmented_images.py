@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
+from ..images.sources import numbered
 from .instances import crop_mask, split_parts
 
 
@@ -117,7 +118,7 @@ def read_results(
         results, names = [results], [names] if isinstance(names, str) else names
     if isinstance(names, str) or len(names) != len(results):
         raise UserError(f"There are {len(results)} results, but the names are {names!r}: give one for each result.")
-    images = []
+    images, stems = [], set()
     for result, name in zip(results, names, strict=True):
         segments = result["segments"] if isinstance(result, Mapping) else result
         if unknown := [segment["label"] for segment in segments if segment["label"] not in labels]:
@@ -128,7 +129,9 @@ def read_results(
             regions += find_regions(
                 np.where(mask, index, -1), [{**segment, "index": index}], instances=instances, min_area=min_area
             )
-        images.append(SegmentedImage(name, name, PurePath(name).stem, _size(result, name), regions, instances))
+        stem = next(stem for stem in numbered(PurePath(name).stem) if stem not in stems)
+        stems.add(stem)
+        images.append(SegmentedImage(name, name, stem, _size(result, name), regions, instances))
     return images
 
 

@@ -96,7 +96,7 @@ def choose_names(images: list[str], output: Path) -> list[str]:
     names = []
     for image in images:
         stem = _stem(image)
-        names.append(next(filter(is_free, candidates.setdefault(stem, _numbered(stem)))))
+        names.append(next(filter(is_free, candidates.setdefault(stem, numbered(stem)))))
         taken.add(names[-1].casefold())
     return names
 
@@ -109,7 +109,8 @@ def _stem(image: str) -> str:
     return stem
 
 
-def _numbered(stem: str) -> Iterator[str]:
+def numbered(stem: str) -> Iterator[str]:
+    """The stem, and then with each number from 2 on behind it."""
     yield stem
     for number in count(2):
         yield f"{stem}_{number}"
