@@ -276,6 +276,11 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         if tile_overlap is not None:
             preprocess_kwargs["tile_overlap"] = check_tile_overlap(tile_overlap)
         if on_tiles is not None:
+            if not callable(on_tiles):
+                raise UserError(
+                    f"`on_tiles` is {on_tiles!r}, but a function of two numbers, the tiles that are done and all of "
+                    "them, is needed."
+                )
             forward_kwargs["on_tiles"] = on_tiles
         if tiles_at_once is not None:
             forward_kwargs["tiles_at_once"] = tiles_at_once

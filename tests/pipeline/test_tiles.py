@@ -186,6 +186,7 @@ def test_images_of_several_sizes_in_workers(segmenter, image):
         ({"tile_size": 64, "tile_overlap": 0.51}, "`tile_overlap` is 0.51, but a share"),
         ({"tile_size": 64, "tile_overlap": -0.1}, "`tile_overlap` is -0.1, but a share"),
         ({"tile_size": 64, "tile_overlap": float("nan")}, "`tile_overlap` is nan, but a share"),
+        ({"tile_size": 64, "on_tiles": 3}, "`on_tiles` is 3, but a function of two numbers"),
     ],
 )
 def test_tiles_that_are_refused(segmenter, image, monkeypatch, options, message):
