@@ -1,0 +1,9 @@
+"""Georeferenced rasters: read window by window through GDAL, and written as maps of classes with what GIS programs
+need of them."""
+
+from .outputs import Outputs
+from .reading import DEFAULT_TILE_SIZE, RasterReader
+from .segmentation import RasterSegmenter, RasterSettings
+
+
+__all__ = ["DEFAULT_TILE_SIZE", "Outputs", "RasterReader", "RasterSegmenter", "RasterSettings"]
