@@ -1,5 +1,6 @@
 """Maps of classes as polygons, made band by band of rows and in one piece across them."""
 
+import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -60,7 +61,8 @@ class Polygons:
         return Polygons(*(values[kept] for values in vars(self).values()))
 
     def simplified(self, tolerance: float) -> "Polygons":
-        """With borders of fewer corners, the same ones on both sides, that moved by about `tolerance` pixels."""
+        """With borders of fewer corners, the same ones on both sides, that moved by about `tolerance` pixels. The other
+        values stay those of the pixels."""
         if not len(self.geometries):
             return self
         # Neighbours have a vertex in common wherever a third one begins only after this.
@@ -177,16 +179,18 @@ def write_polygons(
     if crs is None or not crs.is_geographic:
         columns["area"] = polygons.num_pixels * abs(transform.a * transform.e)
     try:
-        pyogrio.raw.write(
-            path,
-            geometry=shapely.to_wkb(geometries),
-            field_data=list(columns.values()),
-            fields=list(columns),
-            geometry_type=kind,
-            crs=None if crs is None else crs.to_wkt(),
-            driver=DRIVERS[path.suffix.lower()],
-            layer=layer,
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "'crs' was not provided")  # the raster has none, which has been said
+            pyogrio.raw.write(
+                path,
+                geometry=shapely.to_wkb(geometries),
+                field_data=list(columns.values()),
+                fields=list(columns),
+                geometry_type=kind,
+                crs=None if crs is None else crs.to_wkt(),
+                driver=DRIVERS[path.suffix.lower()],
+                layer=layer,
+            )
     except (DataSourceError, RuntimeError) as error:
         raise UserError(f"Could not write {path}: {first_line(error)}.") from error
 
