@@ -61,8 +61,8 @@ class Polygons:
         return Polygons(*(values[kept] for values in vars(self).values()))
 
     def simplified(self, tolerance: float) -> "Polygons":
-        """With borders of fewer corners, the same ones on both sides, that moved by about `tolerance` pixels. The other
-        values stay those of the pixels."""
+        """With borders of fewer corners, the same ones on both sides, that moved by about `tolerance` pixels. The
+        other values stay those of the pixels."""
         if not len(self.geometries):
             return self
         # Neighbours have a vertex in common wherever a third one begins only after this.
