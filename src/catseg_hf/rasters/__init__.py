@@ -1,9 +1,10 @@
 """Georeferenced rasters: read window by window through GDAL, and written as maps of classes with what GIS programs
 need of them."""
 
+from .opening import open_raster
 from .outputs import Outputs
 from .reading import DEFAULT_TILE_SIZE, RasterReader
 from .segmentation import RasterSegmenter, RasterSettings
 
 
-__all__ = ["DEFAULT_TILE_SIZE", "Outputs", "RasterReader", "RasterSegmenter", "RasterSettings"]
+__all__ = ["DEFAULT_TILE_SIZE", "Outputs", "RasterReader", "RasterSegmenter", "RasterSettings", "open_raster"]
