@@ -43,8 +43,9 @@ def build_segmenter(architecture: str, dtype: torch.dtype, device: str) -> OpenV
         return load_segmenter(EMBEDDED_MODEL, device)
     model = build_model(architecture, device).to(dtype)
     model.config.sliding_window = False
-    image_processor = CATSegImageProcessorPil(image_size=model.config.image_size, sliding_window=False)
-    processor = CATSegProcessor(image_processor, AutoTokenizer.from_pretrained(EMBEDDED_MODEL))
+    tokenizer = AutoTokenizer.from_pretrained(EMBEDDED_MODEL)
+    model.config.clip_config.text_config.eos_token_id = tokenizer.eos_token_id
+    processor = CATSegProcessor(CATSegImageProcessorPil.from_model_config(model.config), tokenizer)
     return OpenVocabularySegmentationPipeline(model, processor, device=device)
 
 

@@ -17,7 +17,7 @@ from rasterio.shutil import copy as copy_raster  # noqa: E402
 from catseg_hf import EMBEDDED_MODEL, cli  # noqa: E402
 from catseg_hf.loading import load_segmenter  # noqa: E402
 from catseg_hf.pipeline_catseg import OpenVocabularySegmentationPipeline  # noqa: E402
-from catseg_hf.rasters import outputs  # noqa: E402
+from catseg_hf.rasters import RasterReader, outputs  # noqa: E402
 from catseg_hf.rasters.segmentation import _Run  # noqa: E402
 from catseg_hf.tiles_catseg import TileGrid  # noqa: E402
 from catseg_hf.visualization import class_color  # noqa: E402
@@ -287,3 +287,19 @@ def test_damage_leaves_no_output(run, source, tmp_path):
     code, printed = run(source, *TILES)
     assert code == 2 and "could not be read in the rows from" in printed
     assert (tmp_path / "out.tif").read_text() == "of an earlier run"
+
+
+def test_what_gdal_keeps_does_not_grow_with_the_height(run, tmp_path, monkeypatch):
+    """By itself it keeps a share of the machine's memory."""
+    limits, part_of = set(), _Run._part
+
+    def record(self, band):
+        limits.add(rasterio.env.getenv()["GDAL_CACHEMAX"])
+        return part_of(self, band)
+
+    monkeypatch.setattr(_Run, "_part", record)
+    for image in (scene(), np.tile(scene(), (1, 2, 1))):
+        assert run(write_raster(tmp_path / "in.tif", image), "--tile_size", 200)[0] == 0
+    assert limits == {64 * 2**20}
+    with RasterReader(str(write_raster(tmp_path / "in.tif", np.zeros((4, 64, 90_000), np.uint16)))) as raster:
+        assert raster.limited_cache(200).options["GDAL_CACHEMAX"] == 2 * 200 * 4 * 2 * 90_000

@@ -15,6 +15,7 @@ from .resampling import resampled
 
 
 try:
+    import rasterio
     from rasterio.enums import ColorInterp, MaskFlags
     from rasterio.windows import Window as RasterWindow
 except ImportError:  # the extra "geo"
@@ -28,6 +29,7 @@ DEFAULT_TILE_SIZE = 640
 # Of the pixels of an overview with so many on a side at most, the values at these percentiles become black and white.
 OVERVIEW_SIDE = 1024
 PERCENTILES = (2, 98)
+LEAST_CACHE = 64 * 2**20  # bytes
 
 
 class RasterReader:
@@ -116,6 +118,14 @@ class RasterReader:
             held = torch.from_numpy(is_valid)
             pixels[:, ~held] = pixels[:, held].float().mean(dim=1, keepdim=True).round().to(torch.uint8)
         return pixels, is_valid
+
+    def limited_cache(self, num_rows: int) -> "rasterio.Env":
+        """A context in which GDAL keeps what so many rows are read from, twice, and not a share of the machine's
+        memory, which would fill with the height of a raster."""
+        stored = self._stored
+        bytes_per_pixel = sum(np.dtype(dtype).itemsize for dtype in stored.dtypes)
+        rows = max(num_rows, *(height for height, _ in stored.block_shapes))
+        return rasterio.Env(GDAL_CACHEMAX=max(LEAST_CACHE, 2 * rows * stored.width * bytes_per_pixel))
 
     def is_valid(self, window: Window) -> np.ndarray:
         """Which pixels in a window hold something: bool of shape (height, width)."""

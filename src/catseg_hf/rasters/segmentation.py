@@ -104,11 +104,12 @@ class RasterSegmenter:
         grid = TileGrid.cover(raster.size, min(common.tile_size, max(raster.size)), common.tile_overlap)
         num_bands = len(grid.rows.starts)
         num_done = parts.count(num_bands)
-        if num_done < num_bands:
-            run = _Run(self.segmenter, self.settings, raster, grid, outputs)
-            for index, part in enumerate(run.parts(num_done, on_tiles), num_done):
-                parts.add(index, part)
-        self._write(raster, outputs, parts, num_bands)
+        with raster.limited_cache(grid.rows.tile):
+            if num_done < num_bands:
+                run = _Run(self.segmenter, self.settings, raster, grid, outputs)
+                for index, part in enumerate(run.parts(num_done, on_tiles), num_done):
+                    parts.add(index, part)
+            self._write(raster, outputs, parts, num_bands)
         counts = np.zeros(np.iinfo(dtype).max + 1, dtype=np.int64)
         for part in parts.read(num_bands):
             counts += np.bincount(part.labels.ravel(), minlength=len(counts))
