@@ -130,7 +130,8 @@ def test_overviews_hold_ids_only(run, tmp_path):
     for level, step in enumerate((2, 4)):
         with rasterio.open(tmp_path / "out.tif", overview_level=level) as overview:
             assert overview.shape == (1200 // step, 1500 // step)
-            assert set(np.unique(overview.read(1))) <= set(np.unique(labels))
+            found, own = overview.read(1), labels.reshape(1200 // step, step, 1500 // step, step)
+        assert (own == found[:, None, :, None]).any(axis=(1, 3)).all()  # of a pixel that lies there
 
 
 @pytest.mark.parametrize("batch_size", [1, 3])

@@ -20,6 +20,11 @@ PART = Window(30, 50, 70, 90)
 ROWS, COLUMNS = slice(30, 100), slice(50, 140)
 
 
+def write_mask(path, is_held: np.ndarray):
+    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "r+") as dataset:
+        dataset.write_mask(is_held)
+
+
 def read(path, **options):
     with RasterReader(str(path), **options) as raster:
         pixels, is_valid = raster.read(PART)
@@ -99,8 +104,7 @@ def test_what_holds_nothing(tmp_path, kind):
         image, profile = np.concatenate([image, alpha]), {"photometric": "rgb", "alpha": "yes"}
     path = write_raster(tmp_path / "in.tif", image, **profile)
     if kind == "mask":
-        with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, "r+") as dataset:
-            dataset.write_mask(expected)
+        write_mask(path, expected)
     pixels, is_valid, remarks = read(path)
     np.testing.assert_array_equal(is_valid, expected[ROWS, COLUMNS])
     said = {"nodata": "value 7, nodata", "nan": "value nan, nodata", "alpha": "band 4, alpha", "mask": "its mask"}
@@ -111,23 +115,28 @@ def test_what_holds_nothing(tmp_path, kind):
     )
 
 
-@pytest.mark.parametrize("kind", ["plain", "nodata"])
+@pytest.mark.parametrize("kind", ["plain", "nodata", "mask"])
 @pytest.mark.parametrize(("resolution", "size"), [(2.0, (50, 75)), (0.25, (400, 600)), (0.7, (143, 214))])
 def test_resolution(tmp_path, kind, resolution, size):
     image = np.full((3, 200, 300), 100, dtype=np.uint8)
     image[:, :, 150:] = 200
-    profile = {"nodata": 0} if kind == "nodata" else {}
-    if kind == "nodata":
+    is_held = np.ones((200, 300), dtype=bool)
+    if kind != "plain":
+        is_held[:100] = False
         image[:, :100] = 0
-    with RasterReader(str(write_raster(tmp_path / "in.tif", image, **profile)), resolution=resolution) as raster:
+    path = write_raster(tmp_path / "in.tif", image, **({"nodata": 0} if kind == "nodata" else {}))
+    if kind == "mask":
+        write_mask(path, is_held)
+    with RasterReader(str(path), resolution=resolution) as raster:
         assert raster.size == size and raster.crs == "EPSG:32633"
         assert tuple(raster.transform)[:6] == (resolution, 0, TRANSFORM.c, 0, -resolution, TRANSFORM.f)
         pixels, is_valid = raster.read(Window(0, 0, *size))
         middle = size[0] // 2
         assert (pixels[0, middle + 2 :, : size[1] // 2 - 2] == 100).all()
-        assert (pixels[0, middle + 2 :, size[1] // 2 + 2 : -1] == 200).all()
-        assert is_valid[middle + 2 : -1, :-1].all()
-        assert is_valid[: middle - 2].all() == (kind == "plain")
+        assert (pixels[0, middle + 2 :, size[1] // 2 + 2 :] == 200).all()
+        assert is_valid[middle + 2 :].all()
+        assert is_valid[: middle - 2].all() if kind == "plain" else not is_valid[: middle - 2].any()
+        assert ("alpha" in " ".join(raster.remarks)) == (kind == "mask")
 
 
 def refusal(path, **options) -> str:

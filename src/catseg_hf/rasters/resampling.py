@@ -7,7 +7,7 @@ from ..errors import UserError
 
 try:
     from affine import Affine
-    from rasterio.enums import ColorInterp, Resampling
+    from rasterio.enums import MaskFlags, Resampling
     from rasterio.vrt import WarpedVRT
 except ImportError:  # the extra "geo"
     pass
@@ -40,6 +40,7 @@ def resampled(dataset: "DatasetReader", source: str, resolution: float) -> "Warp
             "leave the option out."
         )
     transform = dataset.transform
+    # Rounded, so that the middle of every pixel lies in the raster: beyond it there would be zeros.
     width, height = (
         round(abs(side) * count / resolution)
         for side, count in ((transform.a, dataset.width), (transform.e, dataset.height))
@@ -57,9 +58,8 @@ def resampled(dataset: "DatasetReader", source: str, resolution: float) -> "Warp
         resolution if transform.e > 0 else -resolution,
         transform.f,
     )
-    has_mask = dataset.nodata is not None or ColorInterp.alpha in dataset.colorinterp
-    # Outside of the source there would be a valid 0 otherwise: at its last row and column.
-    options = {} if has_mask else {"add_alpha": True}
+    flags = dataset.mask_flag_enums[0]
+    has_mask = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
     return WarpedVRT(
         dataset,
         src_crs=dataset.crs,
@@ -68,5 +68,5 @@ def resampled(dataset: "DatasetReader", source: str, resolution: float) -> "Warp
         width=width,
         height=height,
         resampling=Resampling.bilinear,
-        **options,
+        add_alpha=has_mask,  # what is left of a mask beside the bands
     )
