@@ -3,8 +3,8 @@ need of them."""
 
 from .opening import open_raster
 from .outputs import Outputs
-from .reading import DEFAULT_TILE_SIZE, RasterReader
+from .reading import RasterReader
 from .segmentation import RasterSegmenter, RasterSettings
 
 
-__all__ = ["DEFAULT_TILE_SIZE", "Outputs", "RasterReader", "RasterSegmenter", "RasterSettings", "open_raster"]
+__all__ = ["Outputs", "RasterReader", "RasterSegmenter", "RasterSettings", "open_raster"]

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     pass
 
 
-DEFAULT_TILE_SIZE = 640
 # Of the pixels of an overview with so many on a side at most, the values at these percentiles become black and white.
 OVERVIEW_SIDE = 1024
 PERCENTILES = (2, 98)
