@@ -90,7 +90,7 @@ def measure(run: Callable[[], Output], device: str, repeats: int) -> tuple[float
     was held before (of the device's allocator, or of the process; NaN where the system does not tell), and the last
     output.
     """
-    peak = _peak_memory(run, device)
+    peak = peak_memory(run, device)
     seconds = []
     for _ in range(repeats):
         _synchronize(device)
@@ -106,11 +106,13 @@ def _synchronize(device: str):
         torch.cuda.synchronize()
 
 
-def _peak_memory(run: Callable[[], object], device: str) -> float:
+def peak_memory(run: Callable[[], object], device: str) -> float:
+    """The peak of memory in MB beyond what was held before: of the device's allocator, or of the process; NaN where
+    the system does not tell."""
     gc.collect()
     if device.startswith("cuda"):
         torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.resetpeak_memory_stats()
         held = torch.cuda.memory_allocated()
         run()
         return (torch.cuda.max_memory_allocated() - held) / 1e6
@@ -169,7 +171,7 @@ def write_result(case: dict, ours: tuple[float, float], reference: tuple[float, 
         "reference_seconds": reference[0],
         "ratio": reference[0] / ours[0],
         "peak_memory_mb": ours[1],
-        "reference_peak_memory_mb": reference[1],
+        "referencepeak_memory_mb": reference[1],
         **differences,
     }
     write_json(result, file)

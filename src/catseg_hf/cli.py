@@ -2,6 +2,7 @@
 
 catseg-hf segment photos/ "more/*.jpg" --labels "cat, sofa" --model base --output segmented
 catseg-hf video clip.mp4 --labels "cat, sofa" --model base --output segmented.mp4
+catseg-hf raster orthophoto.tif --labels "water, road, tree" --model base --output map.tif
 catseg-hf prepare my_labels --output my_data
 catseg-hf convert --variant base --output_dir catseg-base
 catseg-hf export --model base --format onnx --output catseg-base-onnx
@@ -12,12 +13,12 @@ import gc
 import sys
 from collections.abc import Sequence
 
-from .commands import convert, export, prepare, segment, video
+from .commands import convert, export, prepare, raster, segment, video
 from .errors import UserError, printable
 from .version import __version__
 
 
-COMMANDS = (segment, video, prepare, convert, export)
+COMMANDS = (segment, video, raster, prepare, convert, export)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -322,6 +322,40 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         inputs = self.processor(images=images, input_data_format="channels_first", value_range=None, **images_kwargs)
         return dict(inputs.to(self.dtype))
 
+    def _views_on_device(
+        self, images: "list[Image.Image | torch.Tensor]", sliding_window: bool | None
+    ) -> dict[str, torch.Tensor]:
+        images_kwargs = {} if sliding_window is None else {"sliding_window": sliding_window}
+        views = self._views(images, **images_kwargs)
+        return {name: view.to(self.device, non_blocking=True) for name, view in views.items()}
+
+    def word_probabilities(
+        self,
+        images: "list[Image.Image | torch.Tensor]",
+        text_embeds: torch.Tensor,
+        sliding_window: bool | None = None,
+        max_classes_per_image: int | None = None,
+    ) -> torch.Tensor:
+        """
+        What the model says of images, such as the tiles of one.
+
+        Args:
+            images: B of them in RGB, or uint8 of shape (3, H, W), whose pixels have been checked.
+            text_embeds (`torch.Tensor` of shape (W, P, D)): Of W words, see `get_text_embeds` of the model.
+            sliding_window, max_classes_per_image: As `__call__` takes them.
+
+        Returns:
+            `torch.FloatTensor` of shape (B, W, h, w), in 0..1, at the model's own resolution and on its device.
+        """
+        outputs = self.model(
+            **self._views_on_device(images, sliding_window),
+            text_embeds=text_embeds,
+            check_values=False,
+            sliding_window=sliding_window,
+            max_classes_per_image=max_classes_per_image,
+        )
+        return outputs.logits.float().sigmoid()
+
     def _to_pil(self, image: "Image.Image | torch.Tensor") -> Image.Image:
         if isinstance(image, Image.Image):
             return image
@@ -397,15 +431,13 @@ class OpenVocabularySegmentationPipeline(Pipeline):
     ) -> dict[str, Any]:
         """An image in tiles: what `postprocess` takes."""
         grid, size = image.grid, (image.grid.rows.length, image.grid.columns.length)
-        sliding_window = asked.options["sliding_window"]
-        images_kwargs = {} if sliding_window is None else {"sliding_window": sliding_window}
 
-        def views(windows: Sequence[Window]) -> dict[str, torch.Tensor]:
-            inputs = self._views([image.crop(window) for window in windows], **images_kwargs)
-            return {name: view.to(self.device, non_blocking=True) for name, view in inputs.items()}
+        def crops(windows: Sequence[Window]) -> "list[Image.Image | torch.Tensor]":
+            return [image.crop(window) for window in windows]
 
         if len(grid.places) == 1:
-            inputs = {**views([grid.window(0, 0)]), "target_size": [size]}
+            views = self._views_on_device(crops([grid.window(0, 0)]), asked.options["sliding_window"])
+            inputs = {**views, "target_size": [size]}
             if asked.is_guided or asked.mask_generator is not None:
                 inputs["image"] = [self._to_pil(image.image)]
             (result,) = self._segment_views(inputs, asked)
@@ -413,9 +445,7 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         text_embeds = self.model.catseg.encode_vocabulary(asked.input_ids)
 
         def predict(windows: Sequence[Window]) -> torch.Tensor:
-            # The pixels were checked when they were read.
-            outputs = self.model(**views(windows), text_embeds=text_embeds, check_values=False, **asked.options)
-            return outputs.logits.float().sigmoid()
+            return self.word_probabilities(crops(windows), text_embeds, **asked.options)
 
         average = None
         if asked.return_probabilities or asked.mask_generator is not None:

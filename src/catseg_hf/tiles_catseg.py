@@ -249,6 +249,8 @@ def blend_tiles(
     on_tiles: Callable[[int, int], None] | None = None,
     average: "GridAverage | None" = None,
     guide: Callable[[Window], torch.Tensor] | None = None,
+    first_row: int = 0,
+    on_cell: Callable[[TileBlender, Window], None] | None = None,
 ) -> Iterator[Band]:
     """
     Segments an image tile by tile. What is held at a time does not depend on its height.
@@ -262,6 +264,11 @@ def blend_tiles(
             how many there are.
         average ([`GridAverage`], *optional*): What to add every tile to as well.
         guide (`Callable`, *optional*): As [`TileBlender`] takes it.
+        first_row (`int`, *optional*, defaults to 0): The row of tiles whose band is the first to be made, to go on
+            where an earlier call was stopped. Tiles above it that reach into the band are predicted again, in the
+            same batches.
+        on_cell (`Callable`, *optional*): Is called for every rectangle of a band, from the left to the right, with
+            the blender, whose tiles are those that the rectangle needs, and the [`Window`].
 
     Returns:
         An iterator of [`Band`], from top to bottom, on the CPU. The next tiles are begun before a band is waited for.
@@ -269,16 +276,24 @@ def blend_tiles(
     blender = TileBlender(grid, guide)
     finished: list[Band] = []
     parts: list[tuple[torch.Tensor, torch.Tensor]] = []
-    places = grid.places
-    for start in range(0, len(places), batch_size):
+    places, least_row = grid.places, _first_needed(grid.rows, first_row)
+    first = places.index((least_row, 0))
+    for start in range(first - first % batch_size, len(places), batch_size):
         batch = places[start : start + batch_size]
         probabilities = predict([grid.window(*place) for place in batch])
         yield from _to_host(finished)
         finished = []
         for (row, column), of_tile in zip(batch, probabilities, strict=True):
+            if row < least_row:
+                continue
             blender.add(row, column, of_tile)
             if average is not None:
                 average.add(row, column, of_tile)
+            if row < first_row:
+                blender.forget(row, column)
+                continue
+            if on_cell is not None:
+                on_cell(blender, _cell(grid, row, column))
             parts.append(_most_probable_in_cell(blender, row, column))
             blender.forget(row, column)
             if column + 1 == len(grid.columns.starts):
@@ -355,14 +370,26 @@ def _to_host(bands: Sequence[Band]) -> Iterator[Band]:
 def _most_probable_in_cell(blender: TileBlender, row: int, column: int) -> tuple[torch.Tensor, torch.Tensor]:
     """[`TileBlender.most_probable`] of the pixels from the beginning of a tile to those of the next ones, which no
     later tile covers."""
-    (top, bottom), (left, right) = (
-        axis.edges[index : index + 2] for axis, index in ((blender.grid.rows, row), (blender.grid.columns, column))
-    )
+    cell = _cell(blender.grid, row, column)
     strips = []
-    for y, height in _split(top, bottom):
-        parts = [blender.most_probable(Window(y, x, height, width)) for x, width in _split(left, right)]
+    for y, height in _split(cell.top, cell.top + cell.height):
+        columns = _split(cell.left, cell.left + cell.width)
+        parts = [blender.most_probable(Window(y, x, height, width)) for x, width in columns]
         strips.append([torch.cat(part, dim=1) for part in zip(*parts, strict=True)])
     return tuple(torch.cat(part) for part in zip(*strips, strict=True))
+
+
+def _cell(grid: TileGrid, row: int, column: int) -> Window:
+    """Where the pixels lie from the beginning of a tile to those of the next ones."""
+    (top, bottom), (left, right) = (
+        axis.edges[index : index + 2] for axis, index in ((grid.rows, row), (grid.columns, column))
+    )
+    return Window(top, left, bottom - top, right - left)
+
+
+def _first_needed(axis: TileAxis, index: int) -> int:
+    """The first tile that reaches beyond where tile `index` begins."""
+    return next(place for place, start in enumerate(axis.starts) if start + axis.tile > axis.starts[index])
 
 
 def _split(start: int, stop: int) -> list[tuple[int, int]]:

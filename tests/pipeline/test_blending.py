@@ -216,3 +216,40 @@ def test_large_images_are_made_small(size):
     pixels = torch.randint(256, (3, 80, 120), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     expected = resize_bilinear(pixels.float()[None], size)[0]
     torch.testing.assert_close(shrink_bilinear(pixels, size), expected, atol=5e-3, rtol=0)
+
+
+@pytest.mark.parametrize("overlap", [0.25, 0.5])
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_going_on_at_a_row_gives_the_same_bits(overlap, batch_size):
+    """Of tiles in the same batches, and of no more of them than reach into its band."""
+    grid = TileGrid.cover((219, 150), 64, overlap)
+    tiles, batches = random_tiles(grid), []
+
+    def predict(windows):
+        batches.append(tuple(windows))
+        return predictor(grid, tiles)(windows)
+
+    whole = list(blend_tiles(grid, predict, batch_size))
+    all_batches, num_rows = batches.copy(), len(grid.rows.starts)
+    for row in range(num_rows):
+        batches.clear()
+        bands = list(blend_tiles(grid, predict, batch_size, first_row=row))
+        assert [band.top for band in bands] == list(grid.rows.starts[row:])
+        for band, expected in zip(bands, whole[row:], strict=True):
+            assert torch.equal(band.segmentation, expected.segmentation)
+            assert torch.equal(band.probability, expected.probability)
+        assert batches == all_batches[-len(batches) :]
+        assert any(window.top + window.height > grid.rows.starts[row] for window in batches[0])
+
+
+def test_cells_are_shown_while_their_tiles_are_there():
+    grid = TileGrid.cover((150, 130), 64, 0.25)
+    tiles, cells = random_tiles(grid), []
+
+    def look(blender, window):
+        cells.append(window)
+        torch.testing.assert_close(blender.blend(window).max(dim=0).values, blender.most_probable(window)[1])
+
+    (*_, last) = blend_tiles(grid, predictor(grid, tiles), 4, on_cell=look, first_row=1)
+    assert sum(cell.height * cell.width for cell in cells) == (150 - grid.rows.starts[1]) * 130
+    assert cells[-1].top == last.top
