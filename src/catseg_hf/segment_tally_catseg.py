@@ -6,6 +6,10 @@ from .bands_catseg import Band
 from .class_words_catseg import ClassWords
 
 
+# Counting takes several times the memory of what is counted.
+_ROWS_AT_ONCE = 256
+
+
 class SegmentTally:
     """
     What is kept of an image's bands.
@@ -27,12 +31,13 @@ class SegmentTally:
 
     def add(self, band: Band):
         """Takes rows of the image."""
-        segmentation = self.classes.merge_segmentation(band.segmentation.cpu())
-        segmentation, totals = count_segments(
-            segmentation, band.probability.cpu(), len(self.classes.names), self.threshold
-        )
-        self.segmentation[band.top : band.top + len(segmentation)] = segmentation
-        self.totals += totals
+        own = self.segmentation[band.top : band.top + len(band.segmentation)]
+        parts = (tensor.split(_ROWS_AT_ONCE) for tensor in (own, band.segmentation.cpu(), band.probability.cpu()))
+        for rows, segmentation, probability in zip(*parts, strict=True):
+            segmentation = self.classes.merge_segmentation(segmentation)
+            segmentation, totals = count_segments(segmentation, probability, len(self.classes.names), self.threshold)
+            rows.copy_(segmentation)
+            self.totals += totals
 
 
 def count_segments(

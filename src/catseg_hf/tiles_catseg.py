@@ -275,7 +275,7 @@ def blend_tiles(
     """
     blender = TileBlender(grid, guide)
     finished: list[Band] = []
-    parts: list[tuple[torch.Tensor, torch.Tensor]] = []
+    band = None
     places, least_row = grid.places, _first_needed(grid.rows, first_row)
     first = places.index((least_row, 0))
     for start in range(first - first % batch_size, len(places), batch_size):
@@ -292,14 +292,19 @@ def blend_tiles(
             if row < first_row:
                 blender.forget(row, column)
                 continue
+            cell = _cell(grid, row, column)
             if on_cell is not None:
-                on_cell(blender, _cell(grid, row, column))
-            parts.append(_most_probable_in_cell(blender, row, column))
+                on_cell(blender, cell)
+            if band is None:
+                shape, device = (cell.height, grid.columns.length), of_tile.device
+                band = Band(
+                    cell.top, torch.empty(shape, dtype=torch.int32, device=device), torch.empty(shape, device=device)
+                )
+            _fill(band, blender, cell)
             blender.forget(row, column)
             if column + 1 == len(grid.columns.starts):
-                joined = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
-                finished.append(Band(grid.rows.edges[row], *joined))
-                parts = []
+                finished.append(band)
+                band = None
         del probabilities, of_tile
         if on_tiles is not None:
             on_tiles(start + len(batch), len(places))
@@ -367,20 +372,18 @@ def _to_host(bands: Sequence[Band]) -> Iterator[Band]:
         yield Band(top, segmentation.cpu(), probability.cpu())
 
 
-def _most_probable_in_cell(blender: TileBlender, row: int, column: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """[`TileBlender.most_probable`] of the pixels from the beginning of a tile to those of the next ones, which no
-    later tile covers."""
-    cell = _cell(blender.grid, row, column)
-    strips = []
-    for y, height in _split(cell.top, cell.top + cell.height):
-        columns = _split(cell.left, cell.left + cell.width)
-        parts = [blender.most_probable(Window(y, x, height, width)) for x, width in columns]
-        strips.append([torch.cat(part, dim=1) for part in zip(*parts, strict=True)])
-    return tuple(torch.cat(part) for part in zip(*strips, strict=True))
+def _fill(band: Band, blender: TileBlender, cell: Window):
+    """Writes what [`TileBlender.most_probable`] gives for a rectangle into the band that it lies in."""
+    for top, height in _split(cell.top, cell.top + cell.height):
+        rows = slice(top - band.top, top - band.top + height)
+        for left, width in _split(cell.left, cell.left + cell.width):
+            place = rows, slice(left, left + width)
+            window = Window(top, left, height, width)
+            band.segmentation[place], band.probability[place] = blender.most_probable(window)
 
 
 def _cell(grid: TileGrid, row: int, column: int) -> Window:
-    """Where the pixels lie from the beginning of a tile to those of the next ones."""
+    """Where the pixels lie from the beginning of a tile to those of the next ones, which no later tile covers."""
     (top, bottom), (left, right) = (
         axis.edges[index : index + 2] for axis, index in ((grid.rows, row), (grid.columns, column))
     )

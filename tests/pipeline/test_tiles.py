@@ -286,7 +286,7 @@ print(next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="needs the peak of a process's memory")
-@pytest.mark.parametrize("options", [{}, {"tile_size": 2048}])
+@pytest.mark.parametrize("options", [{}, {"tile_size": 1024}])
 def test_a_photograph_of_113_megapixels(tmp_path, options):
     scene = Image.open(ROOT / "demo" / "scene.png").convert("RGB")
     scene.resize((12288, 9216)).save(tmp_path / "photograph.jpg")
