@@ -62,6 +62,7 @@ def test_two_processes(batch_size, driver, command, complete, tmp_path):
     assert len(list((tmp_path / "own" / "tally").glob("part-*.json"))) == (7 if batch_size == 1 else 4)
 
 
+@pytest.mark.slow
 def test_killed_and_resumed(driver, command, complete, tmp_path):
     """Before any of several changes of the file system, one run after the other."""
     arguments = [*command, "--output_dir", tmp_path, "--resume"]

@@ -56,7 +56,9 @@ def test_head_outputs(model, golden_inputs, sliding_window):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("views_at_once", [pytest.param(None, marks=pytest.mark.slow), 2, 5])
+@pytest.mark.parametrize(
+    "views_at_once", [pytest.param(None, marks=pytest.mark.slow), 2, pytest.param(5, marks=pytest.mark.slow)]
+)
 def test_recorded_states_of_the_sliding_window_are_the_global_views(model, golden_inputs, views_at_once):
     model.set_attn_implementation("eager")
     model.config.sliding_window_batch_size = views_at_once

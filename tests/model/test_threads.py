@@ -32,6 +32,7 @@ def in_threads(call) -> list:
         return list(threads.map(repeat, VOCABULARIES))
 
 
+@pytest.mark.slow
 def test_each_thread_gets_its_own_answer(model_with_vocabulary, processor, image):
     segmenter = OpenVocabularySegmentationPipeline(model_with_vocabulary, processor)
 

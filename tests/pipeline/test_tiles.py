@@ -80,7 +80,7 @@ def blended(segmenter, image, tile_size, overlap, labels=LABELS, **options) -> t
     ("options", "tile_size", "overlap"),
     [
         ({}, 64, 0.25),
-        ({"sliding_window": True}, 120, 0.5),
+        pytest.param({"sliding_window": True}, 120, 0.5, marks=pytest.mark.slow),
         ({"max_classes_per_image": 2}, 80, 0.0),
         ({"prompt_templates": "the {}"}, 120, 0.25),
     ],

@@ -261,6 +261,7 @@ def test_told_to_stop_while_it_waits_to_train(step, train, complete, tmp_path, m
     assert [entry["step"] for entry in history(tmp_path / "out")] == [1, 2]
 
 
+@pytest.mark.slow
 @needs_fork
 def test_told_to_stop_while_it_waits_to_evaluate(train, tmp_path, monkeypatch):
     options = ["--eval_steps", 1, "--resume_from_checkpoint", "latest", "--output_dir", tmp_path / "out"]

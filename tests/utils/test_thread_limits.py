@@ -89,6 +89,7 @@ def test_programs_limit_their_threads(main, arguments, tmp_path, monkeypatch):
         main(*[arguments] * (main not in (app.main, segment_photo.main)))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="there are no affinities here")
 def test_affinity():
     """torch takes that of its start by itself, but not a later one."""
