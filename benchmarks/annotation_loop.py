@@ -79,10 +79,12 @@ def correct(annotations: Path, truth: dict[str, np.ndarray], words: list[int]) -
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scenes", type=int, default=20, help="to pre-label (default: %(default)s)")
+    parser.add_argument("--evaluated_scenes", type=int, metavar="N", help="of the others (default: all)")
     parser.add_argument("--steps", type=int, default=50, help="of fine-tuning (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the scores")
     arguments = parser.parse_args()
-    images = sorted((SCENES / "images" / "gate").iterdir())
+    num_images = arguments.evaluated_scenes and arguments.scenes + arguments.evaluated_scenes
+    images = sorted((SCENES / "images" / "gate").iterdir())[:num_images]
     training, others = images[: arguments.scenes], images[arguments.scenes :]
     truth = read_label_maps(SCENES / "labels" / "gate", images, "{}.png")
     truth_of_others = truth[arguments.scenes :]
