@@ -120,7 +120,7 @@ def test_segment_anything(sam, segmenter, image):
 @pytest.mark.parametrize("sam", [small_sam], indirect=True)
 def test_command_line(sam, segmenter, image, tmp_path, monkeypatch):
     load_quick_generator = partial(load_mask_generator, points_per_crop=4)
-    monkeypatch.setattr(cli, "load_mask_generator", load_quick_generator)
+    monkeypatch.setattr("catseg_hf.loading.load_mask_generator", load_quick_generator)
     image.save(tmp_path / "scene.png")
     output = tmp_path / "output"
     arguments = ["--labels", ", ".join(WORDS), "--sam", sam, "--device=cpu", f"--output={output}"]
