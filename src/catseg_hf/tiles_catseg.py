@@ -374,12 +374,17 @@ def _to_host(bands: Sequence[Band]) -> Iterator[Band]:
 
 def _fill(band: Band, blender: TileBlender, cell: Window):
     """Writes what [`TileBlender.most_probable`] gives for a rectangle into the band that it lies in."""
-    for top, height in _split(cell.top, cell.top + cell.height):
-        rows = slice(top - band.top, top - band.top + height)
-        for left, width in _split(cell.left, cell.left + cell.width):
-            place = rows, slice(left, left + width)
-            window = Window(top, left, height, width)
-            band.segmentation[place], band.probability[place] = blender.most_probable(window)
+    for block in blocks(cell):
+        top = block.top - band.top
+        place = slice(top, top + block.height), slice(block.left, block.left + block.width)
+        band.segmentation[place], band.probability[place] = blender.most_probable(block)
+
+
+def blocks(window: Window) -> Iterator[Window]:
+    """The parts of a rectangle, of at most `BLOCK_SIDE` pixels a side, row by row."""
+    for top, height in _split(window.top, window.top + window.height):
+        for left, width in _split(window.left, window.left + window.width):
+            yield Window(top, left, height, width)
 
 
 def _cell(grid: TileGrid, row: int, column: int) -> Window:

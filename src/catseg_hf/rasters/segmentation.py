@@ -13,7 +13,7 @@ import torch
 from ..bands_catseg import Band, Window
 from ..images.origins import Settings, describe_input
 from ..pipeline_catseg import OpenVocabularySegmentationPipeline
-from ..tiles_catseg import BLOCK_SIDE, TileBlender, TileGrid, blend_tiles
+from ..tiles_catseg import TileBlender, TileGrid, blend_tiles, blocks
 from ..utils.files import replaced_file
 from .outputs import Outputs, replaced_output
 from .parts import Part, Parts
@@ -251,14 +251,10 @@ class _Run:
         if cell.left == 0:
             self._strips[cell.top] = np.empty((len(chosen), cell.height, self.raster.size[1]), dtype=np.uint8)
         strip = self._strips[cell.top]
-        for top in range(cell.top, cell.top + cell.height, BLOCK_SIDE):
-            for left in range(cell.left, cell.left + cell.width, BLOCK_SIDE):
-                height = min(BLOCK_SIDE, cell.top + cell.height - top)
-                width = min(BLOCK_SIDE, cell.left + cell.width - left)
-                block = Window(top, left, height, width)
-                for place, index in enumerate(chosen):
-                    words = [word for word, own in enumerate(self.classes.class_indices) if own == index]
-                    values = blender.blend(block, torch.tensor(words)).amax(dim=0)
-                    own_rows = slice(top - cell.top, top - cell.top + height)
-                    steps = (values * PROBABILITY_STEPS).round().byte().cpu()
-                    strip[place, own_rows, left : left + width] = steps.numpy()
+        for block in blocks(cell):
+            top = block.top - cell.top
+            rows, columns = slice(top, top + block.height), slice(block.left, block.left + block.width)
+            for place, index in enumerate(chosen):
+                words = [word for word, own in enumerate(self.classes.class_indices) if own == index]
+                values = blender.blend(block, torch.tensor(words)).amax(dim=0)
+                strip[place, rows, columns] = (values * PROBABILITY_STEPS).round().byte().cpu().numpy()
