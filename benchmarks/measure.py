@@ -112,7 +112,7 @@ def peak_memory(run: Callable[[], object], device: str) -> float:
     gc.collect()
     if device.startswith("cuda"):
         torch.cuda.empty_cache()
-        torch.cuda.resetpeak_memory_stats()
+        torch.cuda.reset_peak_memory_stats()
         held = torch.cuda.memory_allocated()
         run()
         return (torch.cuda.max_memory_allocated() - held) / 1e6
@@ -171,7 +171,7 @@ def write_result(case: dict, ours: tuple[float, float], reference: tuple[float, 
         "reference_seconds": reference[0],
         "ratio": reference[0] / ours[0],
         "peak_memory_mb": ours[1],
-        "referencepeak_memory_mb": reference[1],
+        "reference_peak_memory_mb": reference[1],
         **differences,
     }
     write_json(result, file)
