@@ -2,7 +2,6 @@
 
 import csv
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -24,6 +23,7 @@ from catseg_hf import CATSegForSemanticSegmentation, CATSegProcessor, load_vocab
 from catseg_hf.guided_upsampling_catseg import UPSAMPLINGS
 from catseg_testing.benchmark_folders import LABELS, expected_labels, stored_maps, write_benchmark, write_own_benchmark
 from catseg_testing.tiny_training import save_checkpoint
+from catseg_testing.workers import no_worker_is_left
 from catseg_training.benchmarks import evaluation
 from catseg_training.benchmarks.charts import confused_classes
 from catseg_training.benchmarks.evaluation import evaluate_benchmark
@@ -457,7 +457,7 @@ def test_stopped_with_its_workers(number, start_method, own_command, tmp_path, m
     monkeypatch.setattr(Tally, "add", stop)
     status = run(*own_command, "--batch_size", 1, "--output_dir", tmp_path, "--dataloader_num_workers", 2)
     assert status == 128 + number
-    assert not multiprocessing.active_children()
+    assert no_worker_is_left()
     assert 0 < len(list((tmp_path / "own" / "tally").glob("part-*")))
     assert not (tmp_path / "results.json").exists()
 

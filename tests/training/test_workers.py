@@ -1,7 +1,6 @@
 """Workers that prepare images: started in every way, and none of their ends leaves the others waiting."""
 
 import errno
-import gc
 import json
 import multiprocessing
 import os
@@ -23,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 import evaluate_benchmarks
 from catseg_hf.errors import UserError
 from catseg_testing.tiny_training import CLASSES, QUICK, history, run_train, save_checkpoint, weights, write_pairs
+from catseg_testing.workers import no_worker_is_left
 from catseg_training import workers
 from catseg_training.benchmarks import evaluation
 from catseg_training.benchmarks.images import BenchmarkImages
@@ -235,13 +235,6 @@ def touch_at(monkeypatch, owner: object, name: str, path: Path):
         return original(*arguments, **options)
 
     monkeypatch.setattr(owner, name, touching)
-
-
-def no_worker_is_left() -> bool:
-    gc.collect()  # matplotlib's errors keep the frames of a run that has ended
-    for worker in multiprocessing.active_children():
-        worker.join(30)  # torch tells a worker to end and does not wait for it
-    return not multiprocessing.active_children()
 
 
 @needs_fork
