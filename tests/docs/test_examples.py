@@ -9,15 +9,15 @@ import ast
 import configparser
 import doctest
 import io
-import os
 import re
+import runpy
 import shlex
-import subprocess
 import sys
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -175,15 +175,26 @@ def test_commands(page, capsys):
 
 @cache
 def help_of(script: str, python_path: str) -> str:
-    run = subprocess.run(
-        [sys.executable, script, "--help"],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": python_path},
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stderr
-    return run.stdout
+    """What it prints of its options, in this process, where what it imports is already there."""
+    printed, path, modules = io.StringIO(), sys.path.copy(), set(sys.modules)
+    sys.path[:0] = [str((ROOT / script).parent), *(str(ROOT / folder) for folder in python_path.split(":") if folder)]
+    try:
+        with redirect_stdout(printed), pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as end:
+            patch.setattr(sys, "argv", [script, "--help"])
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+    finally:
+        sys.path[:] = path
+        for name in set(sys.modules) - modules:
+            if is_beside(script, sys.modules[name]):
+                del sys.modules[name]
+    assert not end.value.code, script
+    return printed.getvalue()
+
+
+def is_beside(script: str, module: ModuleType) -> bool:
+    """Whether a module lies in the folder of a script, where others may have one of the same name."""
+    file = getattr(module, "__file__", None)
+    return file is not None and Path(file).parent == (ROOT / script).parent
 
 
 @pytest.mark.slow

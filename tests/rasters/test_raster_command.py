@@ -1,6 +1,8 @@
 """`catseg-hf raster`: maps of classes as GeoTIFFs."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -22,10 +24,12 @@ from catseg_hf.rasters.segmentation import _Run  # noqa: E402
 from catseg_hf.tiles_catseg import TileGrid  # noqa: E402
 from catseg_hf.visualization import class_color  # noqa: E402
 from catseg_testing.rasters import TRANSFORM, scene, write_raster  # noqa: E402
+from catseg_testing.tiny_training import TrainingDriver  # noqa: E402
 
 
 LABELS = ["snow", "balloon", "water", "broccoli"]
 TILES = ("--tile_size", 96)
+TESTS = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -215,6 +219,75 @@ def test_resuming_leaves_out_what_is_done(run, source, tmp_path, monkeypatch, lo
     looks.clear()
     assert run(source, *TILES, "--resume")[0] == 0 and looks == []
     assert run(source, *TILES)[0] == 0 and looks  # without it all is done anew
+
+
+def test_polygons_after_a_kill(run, source, tmp_path, monkeypatch):
+    """A GeoPackage has the date inside, and everything else is the same."""
+    raw = pytest.importorskip("pyogrio.raw")
+    vector = tmp_path / "out.gpkg"
+
+    def read() -> tuple[dict, list[bytes], list[list]]:
+        info, _, geometries, fields = raw.read(vector)
+        return {**info, "fields": list(info["fields"])}, list(geometries), [list(values) for values in fields]
+
+    assert run(source, *TILES, "--vector", vector)[0] == 0
+    whole = read()
+    vector.unlink()
+    with monkeypatch.context() as patch:
+        part_of = _Run._part
+        patch.setattr(_Run, "_part", lambda self, band: part_of(self, band) if band.top < 60 else 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(source, *TILES, "--vector", vector)
+    assert not vector.exists()
+    assert run(source, *TILES, "--vector", vector, "--resume")[0] == 0
+    assert len(whole[1]) > 5 and str(read()) == str(whole)
+
+
+def test_another_run_into_the_same_output(run, source, tmp_path, monkeypatch):
+    """It is refused, and the first comes to its end."""
+    part_of, refused = _Run._part, []
+
+    def meet(self, band):
+        if not refused:
+            refused.append(run(source, *TILES, "--resume"))
+        return part_of(self, band)
+
+    monkeypatch.setattr(_Run, "_part", meet)
+    assert run(source, *TILES)[0] == 0
+    [(code, printed)] = refused
+    assert code == 2 and f"Another run is writing {tmp_path / 'out.tif'}" in printed
+    assert (tmp_path / "out.tif").exists() and left_over(tmp_path) == []
+
+
+def test_a_raster_by_url(run, source, tmp_path):
+    assert run(source, *TILES)[0] == 0
+    expected = rasterio.open(tmp_path / "out.tif").read(1)
+    command = [sys.executable, "-m", "catseg_testing.range_server", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=TESTS) as server:
+        try:
+            url = f"http://127.0.0.1:{server.stdout.readline().strip()}"
+            code, printed = run(f"{url}/in.tif", *TILES, output="remote.tif")
+            assert code == 0, printed
+            missing = run(f"{url}/no.tif", *TILES, output="remote.tif")
+        finally:
+            server.kill()
+    np.testing.assert_array_equal(rasterio.open(tmp_path / "remote.tif").read(1), expected)
+    assert missing[0] == 2 and f"The raster '{url}/no.tif' could not be opened" in missing[1]
+
+
+@pytest.mark.slow
+def test_processes_share_several_rasters(tmp_path):
+    """One process to a raster, and the maps of one process alone."""
+    rasters = [write_raster(tmp_path / f"{name}.tif", scene(90 + 10 * name, 100)) for name in range(3)]
+    command = ["raster", *rasters, "--labels", ", ".join(LABELS), "--tile_size", 80, "--output"]
+    with TrainingDriver() as driver:
+        for name, options in (("alone", {}), ("shared", {"world_size": 2})):
+            result = driver.run(*command, tmp_path / name, script="catseg-hf", **options)
+            assert set(result["status"]) == {0}, result["stderr"]
+            assert result["stdout"].count("Written: ") == 3
+    for raster in rasters:
+        shared, alone = ((tmp_path / name / raster.name).read_bytes() for name in ("shared", "alone"))
+        assert shared == alone
 
 
 def test_probabilities(run, source, tmp_path):

@@ -77,6 +77,16 @@ def test_other_types_are_stretched_by_one_range(tmp_path, dtype):
         assert (f"Values from {low:g} to {high:g}, the 2nd and 98th percentile" in remarks) == (not options)
 
 
+@pytest.mark.parametrize("resolution", [None, 1.0])
+def test_percentiles_leave_out_what_is_masked(tmp_path, resolution):
+    image = np.full((1, 200, 300), 60000, dtype=np.uint16)
+    image[:, 100:] = np.linspace(1000, 2000, 300)
+    path = write_raster(tmp_path / "in.tif", image)
+    write_mask(path, np.arange(200)[:, None].repeat(300, axis=1) >= 100)
+    with RasterReader(str(path), resolution=resolution) as raster:
+        assert 1000 < raster.value_range[0] < raster.value_range[1] < 2000
+
+
 def test_percentiles_leave_out_what_holds_nothing(tmp_path):
     image = np.full((1, 200, 300), -9999, dtype=np.float32)
     image[:, :100] = np.linspace(0, 100, 30_000).reshape(100, 300)
@@ -115,7 +125,7 @@ def test_what_holds_nothing(tmp_path, kind):
     )
 
 
-@pytest.mark.parametrize("kind", ["plain", "nodata", "mask"])
+@pytest.mark.parametrize("kind", ["plain", "nodata", "mask", "nodata and mask"])
 @pytest.mark.parametrize(("resolution", "size"), [(2.0, (50, 75)), (0.25, (400, 600)), (0.7, (143, 214))])
 def test_resolution(tmp_path, kind, resolution, size):
     image = np.full((3, 200, 300), 100, dtype=np.uint8)
@@ -124,9 +134,12 @@ def test_resolution(tmp_path, kind, resolution, size):
     if kind != "plain":
         is_held[:100] = False
         image[:, :100] = 0
-    path = write_raster(tmp_path / "in.tif", image, **({"nodata": 0} if kind == "nodata" else {}))
-    if kind == "mask":
-        write_mask(path, is_held)
+    if kind == "nodata and mask":
+        image[:, :50] = 100  # held back by the mask alone
+    path = write_raster(tmp_path / "in.tif", image, **({"nodata": 0} if "nodata" in kind else {}))
+    if "mask" in kind:
+        is_unmasked = is_held if kind == "mask" else np.arange(200)[:, None].repeat(300, axis=1) >= 50
+        write_mask(path, is_unmasked)
     with RasterReader(str(path), resolution=resolution) as raster:
         assert raster.size == size and raster.crs == "EPSG:32633"
         assert tuple(raster.transform)[:6] == (resolution, 0, TRANSFORM.c, 0, -resolution, TRANSFORM.f)

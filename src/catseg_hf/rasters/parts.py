@@ -5,13 +5,14 @@ import json
 import shutil
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import UserError
-from ..utils.files import explained_write_errors, read_json, replaced_file
+from ..utils.files import clear_folder, explained_write_errors, locked_folder, read_json, replaced_file
 
 
 SETTINGS = "settings.json"
@@ -40,34 +41,44 @@ class Parts:
     The finished rows of one raster.
 
     Args:
-        output (`Path`): The file that they are for.
-        settings (`dict[str, str]`): Digests of what they depend on, by name.
-        resume (`bool`): Whether to keep those that are there.
-
-    Raises:
-        UserError: If they were made with other settings, or the folder cannot be written.
+        folder (`Path`): Where they lie.
     """
 
-    def __init__(self, output: Path, settings: dict[str, str], resume: bool):
-        self.folder = output.parent / f".{output.name}.parts"
-        stored = self._settings() if resume else None
-        if stored is not None and stored != settings:
-            others = ", ".join(sorted(name for name in settings | stored if settings.get(name) != stored.get(name)))
-            raise UserError(
-                f"{str(output)!r} was begun with another {others}, so that --resume cannot go on with it: give the "
-                "same settings, or leave --resume out to begin anew."
-            )
-        if stored is None:
-            with explained_write_errors(self.folder):
-                shutil.rmtree(self.folder, ignore_errors=True)
-            with replaced_file(self.folder / SETTINGS) as aside:
-                aside.write_text(json.dumps(settings), encoding="utf-8")
+    def __init__(self, folder: Path):
+        self.folder = folder
 
-    def _settings(self) -> dict[str, str] | None:
-        try:
-            return read_json(self.folder / SETTINGS)
-        except (OSError, ValueError):
-            return None
+    @classmethod
+    @contextmanager
+    def open(cls, output: Path, settings: dict[str, str], resume: bool) -> Iterator["Parts"]:
+        """
+        Those of an output, which no other run has until the block ends.
+
+        Args:
+            output (`Path`): The file that they are for.
+            settings (`dict[str, str]`): Digests of what they depend on, by name.
+            resume (`bool`): Whether to keep those that are there.
+
+        Raises:
+            UserError: If another run writes the output, they were made with other settings, or the folder cannot be
+                written.
+        """
+        folder = output.parent / f".{output.name}.parts"
+        with explained_write_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        with locked_folder(folder, output):
+            stored = _read_settings(folder) if resume else None
+            if stored is None:
+                with explained_write_errors(folder):
+                    clear_folder(folder)
+                with replaced_file(folder / SETTINGS) as aside:
+                    aside.write_text(json.dumps(settings), encoding="utf-8")
+            elif stored != settings:
+                others = sorted(name for name in settings | stored if settings.get(name) != stored.get(name))
+                raise UserError(
+                    f"{str(output)!r} was begun with another {', '.join(others)}, so that --resume cannot go on with "
+                    "it: give the same settings, or leave --resume out to begin anew."
+                )
+            yield cls(folder)
 
     def add(self, index: int, part: Part):
         """Keeps the rows of band `index`."""
@@ -94,6 +105,13 @@ class Parts:
 
     def _path(self, index: int) -> Path:
         return self.folder / f"{index:06d}.npz"
+
+
+def _read_settings(folder: Path) -> dict[str, str] | None:
+    try:
+        return read_json(folder / SETTINGS)
+    except (OSError, ValueError):
+        return None
 
 
 def _archive(path: Path) -> zipfile.ZipFile:

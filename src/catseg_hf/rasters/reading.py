@@ -1,5 +1,6 @@
 """Reads rasters window by window as RGB, with which of their pixels hold something."""
 
+from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ except ImportError:  # the extra "geo"
     pass
 
 if TYPE_CHECKING:
-    pass
+    from rasterio.io import DatasetReader
 
 
 # Of the pixels of an overview with so many on a side at most, the values at these percentiles become black and white.
@@ -62,9 +63,10 @@ class RasterReader:
     ):
         self.source = source
         self.remarks: list[str] = []
-        self._stored = open_raster(source)
+        self._opened = ExitStack()
+        self._stored = self._opened.enter_context(open_raster(source))
         try:
-            self._dataset = self._stored if resolution is None else resampled(self._stored, source, resolution)
+            self._open(resolution)
             self.size = (self._dataset.height, self._dataset.width)
             self.crs, self.transform = self._dataset.crs, self._dataset.transform
             self._alpha = [band for band in self._indexes if self._color(band) == ColorInterp.alpha]
@@ -84,11 +86,23 @@ class RasterReader:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
         self.close()
 
+    def _open(self, resolution: float | None):
+        """As it is stored or, at another resolution, as GDAL resamples it: a mask then becomes alpha, or is a raster
+        of its own where there is nodata as well."""
+        has_mask, has_nodata = _is_masked(self._stored), self._stored.nodatavals[0] is not None
+        if resolution is None:
+            self._dataset, self._mask = self._stored, self._stored if has_mask else None
+            return
+
+        def resample(by_mask: bool) -> "DatasetReader":
+            return self._opened.enter_context(resampled(self._stored, self.source, resolution, by_mask=by_mask))
+
+        self._dataset = resample(by_mask=has_mask and not has_nodata)
+        self._mask = resample(by_mask=True) if has_mask and has_nodata else None
+
     def close(self):
         """Closes the file."""
-        if getattr(self, "_dataset", self._stored) is not self._stored:
-            self._dataset.close()
-        self._stored.close()
+        self._opened.close()
 
     def read(self, window: Window) -> tuple[torch.Tensor, np.ndarray]:
         """
@@ -128,18 +142,19 @@ class RasterReader:
 
     def is_valid(self, window: Window) -> np.ndarray:
         """Which pixels in a window hold something: bool of shape (height, width)."""
-        if not self._alpha and not self._has_masks and np.issubdtype(self._dtype, np.integer):
+        if not self._alpha and self._mask is self._nodata is None and np.issubdtype(self._dtype, np.integer):
             return np.ones((window.height, window.width), dtype=bool)
         return self._is_valid(self._read(self.bands, window), window)
 
-    def _is_valid(self, values: np.ndarray, window: Window) -> np.ndarray:
+    def _is_valid(self, values: np.ndarray, window: Window, shape: tuple[int, int] | None = None) -> np.ndarray:
         is_valid = np.isfinite(values).all(axis=0)
         if self._alpha:
-            is_valid &= (self._read(self._alpha, window) > 0).all(axis=0)
+            is_valid &= (self._read(self._alpha, window, shape) > 0).all(axis=0)
         if self._nodata is not None and not np.isnan(self._nodata):
             is_valid &= (values != self._nodata).any(axis=0)
-        if self._is_masked:
-            is_valid &= self._guarded(lambda: self._dataset.read_masks(1, window=_as_rasterio(window))) > 0
+        if self._mask is not None:
+            mask = self._guarded(lambda: self._mask.read_masks(1, window=_as_rasterio(window), out_shape=shape))
+            is_valid &= mask > 0
         return is_valid
 
     @property
@@ -153,16 +168,6 @@ class RasterReader:
     @property
     def _nodata(self) -> float | None:
         return self._dataset.nodatavals[self.bands[0] - 1]
-
-    @property
-    def _is_masked(self) -> bool:
-        """Whether there is a mask beside the bands."""
-        flags = self._dataset.mask_flag_enums[self.bands[0] - 1]
-        return MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
-
-    @property
-    def _has_masks(self) -> bool:
-        return self._is_masked or self._nodata is not None
 
     def _color(self, band: int) -> "ColorInterp":
         return self._dataset.colorinterp[band - 1]
@@ -214,7 +219,7 @@ class RasterReader:
             self.remarks.append(f"Pixels that are transparent in band {self._alpha[0]}, alpha, get no class")
         if self._nodata is not None:
             self.remarks.append(f"Pixels of the value {self._nodata:g}, nodata, get no class")
-        if self._is_masked:
+        if self._mask is not None:
             self.remarks.append("Pixels outside its mask get no class")
 
     def _percentiles(self) -> tuple[float, float]:
@@ -223,12 +228,7 @@ class RasterReader:
         shape = (max(1, round(height * scale)), max(1, round(width * scale)))
         whole = Window(0, 0, height, width)
         values = self._read(self.bands, whole, shape)
-        is_valid = np.isfinite(values).all(axis=0)
-        if self._nodata is not None:
-            is_valid &= (values != self._nodata).any(axis=0)
-        if self._alpha:
-            is_valid &= (self._read(self._alpha, whole, shape) > 0).all(axis=0)
-        held = values[:, is_valid]
+        held = values[:, self._is_valid(values, whole, shape)]
         low, high = map(float, np.percentile(held, PERCENTILES)) if held.size else (0.0, 1.0)
         if low == high:
             high = low + 1
@@ -258,3 +258,9 @@ class RasterReader:
 
 def _as_rasterio(window: Window) -> "RasterWindow":
     return RasterWindow(window.left, window.top, window.width, window.height)
+
+
+def _is_masked(dataset: "DatasetReader") -> bool:
+    """Whether there is a mask beside the bands."""
+    flags = dataset.mask_flag_enums[0]
+    return MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags

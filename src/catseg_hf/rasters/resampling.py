@@ -7,7 +7,7 @@ from ..errors import UserError
 
 try:
     from affine import Affine
-    from rasterio.enums import MaskFlags, Resampling
+    from rasterio.enums import Resampling
     from rasterio.vrt import WarpedVRT
 except ImportError:  # the extra "geo"
     pass
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rasterio.io import DatasetReader
 
 
-def resampled(dataset: "DatasetReader", source: str, resolution: float) -> "WarpedVRT":
+def resampled(dataset: "DatasetReader", source: str, resolution: float, *, by_mask: bool) -> "WarpedVRT":
     """
     A raster with pixels of another size, from the same corner, bilinear (over all pixels that a larger one covers).
 
@@ -24,6 +24,8 @@ def resampled(dataset: "DatasetReader", source: str, resolution: float) -> "Warp
         dataset (`rasterio.DatasetReader`): The raster.
         source (`str`): What messages call it.
         resolution (`float`): Units of its CRS per pixel.
+        by_mask (`bool`): Whether the mask beside the bands says what holds something, as a last band, alpha. If not,
+            nodata and alpha of the file do: GDAL forgets a mask where there is nodata.
 
     Raises:
         UserError: If it has no CRS, one in degrees, or the resolution makes no pixels of it.
@@ -58,8 +60,7 @@ def resampled(dataset: "DatasetReader", source: str, resolution: float) -> "Warp
         resolution if transform.e > 0 else -resolution,
         transform.f,
     )
-    flags = dataset.mask_flag_enums[0]
-    has_mask = MaskFlags.per_dataset in flags and MaskFlags.alpha not in flags
+    validity = {"src_nodata": None, "add_alpha": True} if by_mask else {}
     return WarpedVRT(
         dataset,
         src_crs=dataset.crs,
@@ -68,5 +69,5 @@ def resampled(dataset: "DatasetReader", source: str, resolution: float) -> "Warp
         width=width,
         height=height,
         resampling=Resampling.bilinear,
-        add_alpha=has_mask,  # what is left of a mask beside the bands
+        **validity,
     )

@@ -99,21 +99,23 @@ class RasterSegmenter:
         """
         dtype, nodata = label_type(len(self.classes.names))
         outputs.check(raster.source, raster.size[0] * raster.size[1], np.dtype(dtype).itemsize)
-        parts = Parts(outputs.labels, self.settings.digests(raster.source, outputs), resume)
         common = self.settings.common
         grid = TileGrid.cover(raster.size, min(common.tile_size, max(raster.size)), common.tile_overlap)
         num_bands = len(grid.rows.starts)
-        num_done = parts.count(num_bands)
-        with raster.limited_cache(grid.rows.tile):
+        counts = np.zeros(np.iinfo(dtype).max + 1, dtype=np.int64)
+        with (
+            Parts.open(outputs.labels, self.settings.digests(raster.source, outputs), resume) as parts,
+            raster.limited_cache(grid.rows.tile),
+        ):
+            num_done = parts.count(num_bands)
             if num_done < num_bands:
                 run = _Run(self.segmenter, self.settings, raster, grid, outputs)
                 for index, part in enumerate(run.parts(num_done, on_tiles), num_done):
                     parts.add(index, part)
             self._write(raster, outputs, parts, num_bands)
-        counts = np.zeros(np.iinfo(dtype).max + 1, dtype=np.int64)
-        for part in parts.read(num_bands):
-            counts += np.bincount(part.labels.ravel(), minlength=len(counts))
-        parts.remove()
+            for part in parts.read(num_bands):
+                counts += np.bincount(part.labels.ravel(), minlength=len(counts))
+            parts.remove()
         counts = counts[: len(self.classes.names)]
         order = np.argsort(-counts, kind="stable")
         return {self.classes.names[index]: float(counts[index] / counts.sum()) for index in order if counts[index]}

@@ -148,42 +148,48 @@ def built_aside(folder: Path) -> Iterator[Path]:
         if aside.is_symlink():  # what it leads to is not this run's to clear
             aside.unlink()
         aside.mkdir(parents=True, exist_ok=True)
-    descriptor = _lock(aside, folder)
-    try:
-        with explained_write_errors(folder):
-            _clear(aside)
-            yield aside
-            synchronise_all(aside)
-            check_output_folder(folder)
-            os.replace(aside, folder)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        for parent in created:
-            _remove_if_empty(parent)
-        raise
-    finally:
-        if descriptor is not None:
-            os.close(descriptor)
+    with locked_folder(aside, folder):
+        try:
+            with explained_write_errors(folder):
+                clear_folder(aside)
+                yield aside
+                synchronise_all(aside)
+                check_output_folder(folder)
+                os.replace(aside, folder)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            for parent in created:
+                _remove_if_empty(parent)
+            raise
 
 
-def _lock(aside: Path, folder: Path) -> int | None:
-    """Keeps other runs out until the descriptor is closed, by whatever end, where the file system knows locks: some
-    networks' do not."""
+@contextmanager
+def locked_folder(aside: Path, output: Path) -> Iterator[None]:
+    """
+    Keeps other runs out of a folder until the block or the process ends, where the file system knows locks: some
+    networks' do not.
+
+    Raises:
+        UserError: If another run is writing `output` there.
+    """
     if fcntl is None:
-        return None
+        yield
+        return
     descriptor = os.open(aside, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        is_free = False
-    except OSError:
-        is_free = True
-    else:
-        is_free = _is_at(aside, descriptor)  # the other run may have moved its folder into place between the two calls
-    if not is_free:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            is_free = False
+        except OSError:
+            is_free = True
+        else:
+            is_free = _is_at(aside, descriptor)  # the other run may have moved it into place between the two calls
+        if not is_free:
+            raise UserError(f"Another run is writing {output} (in {aside}): wait for it, or name another one.")
+        yield
+    finally:
         os.close(descriptor)
-        raise UserError(f"Another run is writing {folder} (in {aside}): wait for it, or name another one.")
-    return descriptor
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
@@ -194,7 +200,8 @@ def _is_at(path: Path, descriptor: int) -> bool:
         return False
 
 
-def _clear(folder: Path):
+def clear_folder(folder: Path):
+    """Removes all that is in a folder."""
     for path in folder.iterdir():
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
