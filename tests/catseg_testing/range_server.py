@@ -1,5 +1,5 @@
-"""Serves a folder, and the parts of its files that are asked for. Prints its port. A process of its own, since GDAL
-waits for an answer without letting other threads of Python work."""
+"""Serves a folder, and the parts of its files that are asked for. Prints its port. A process of its own, since
+rasterio.open waits for some of the answers without letting other threads of Python work."""
 
 import re
 import sys

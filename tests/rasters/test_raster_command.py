@@ -263,7 +263,10 @@ def test_a_raster_by_url(run, source, tmp_path):
     assert run(source, *TILES)[0] == 0
     expected = rasterio.open(tmp_path / "out.tif").read(1)
     command = [sys.executable, "-m", "catseg_testing.range_server", str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=TESTS) as server:
+    with (
+        open(tmp_path / "requests", "w") as requests,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=requests, text=True, cwd=TESTS) as server,
+    ):
         try:
             url = f"http://127.0.0.1:{server.stdout.readline().strip()}"
             code, printed = run(f"{url}/in.tif", *TILES, output="remote.tif")
@@ -272,6 +275,7 @@ def test_a_raster_by_url(run, source, tmp_path):
         finally:
             server.kill()
     np.testing.assert_array_equal(rasterio.open(tmp_path / "remote.tif").read(1), expected)
+    assert "in_rpc.txt" not in (tmp_path / "requests").read_text()  # nor the other 30 names of what may lie beside it
     assert missing[0] == 2 and f"The raster '{url}/no.tif' could not be opened" in missing[1]
 
 

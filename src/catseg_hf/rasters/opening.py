@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from rasterio.io import DatasetReader
 
 
+# How the names of rasters begin that are not files here.
+REMOTE = ("http://", "https://", "ftp://", "s3://", "gs://", "az://", "/vsi")
+
+
 def require_rasterio():
     """
     Raises:
@@ -59,9 +63,10 @@ def _check(dataset: "DatasetReader", source: str):
             "and columns follow the axes of their coordinate system are accepted: turn it first, "
             "`gdalwarp IN.tif UPRIGHT.tif`."
         )
-    for path in dataset.files:
-        if os.path.isfile(path):
-            _check_complete(path)
+    if not source.startswith(REMOTE):  # of which GDAL would look for dozens of files beside it, one by one
+        for path in dataset.files:
+            if os.path.isfile(path):
+                _check_complete(path)
 
 
 def _check_complete(path: str):
