@@ -98,7 +98,7 @@ def main():
     parser.add_argument("--scenes", type=Path, default=SCENES, metavar="DIR", help="(default: those of the tests)")
     parser.add_argument("--split", default="gate", metavar="NAME", help="(default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the orthophoto (default: %(default)s)")
-    parser.add_argument("--write", type=Path, metavar="DIR", help="only draw the orthophoto, into a folder")
+    parser.add_argument("--write", type=Path, metavar="DIR", help="only draw: orthophoto.tif, truth.tif, classes.json")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where to write the figures")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="where to draw a corner with its classes")
     arguments = parser.parse_args()
@@ -108,6 +108,7 @@ def main():
     if arguments.write is not None:
         arguments.write.mkdir(parents=True, exist_ok=True)
         orthophoto.write(arguments.write / "orthophoto.tif", arguments.write / "truth.tif", width, height)
+        write_json(list(classes()), arguments.write / "classes.json")
         return
     is_embedded = arguments.architecture == "embedded"
     words = list(classes() if is_embedded else classes()[: arguments.classes])

@@ -22,11 +22,13 @@ from catseg_testing.tokenizer import tiny_tokenizer
 
 ROOT = Path(__file__).parent.parent
 # How Python starts workers: in the quick tests by this system's default.
-START_METHODS = [
+ALL_START_METHODS = [
     pytest.param(method, marks=() if method == multiprocessing.get_start_method() else pytest.mark.slow)
     for method in multiprocessing.get_all_start_methods()
     if (method, sys.platform) != ("fork", "darwin")  # where it is not safe
 ]
+# A fork server hands over to workers what spawning does: one of the two is enough for most tests.
+START_METHODS = [method for method in ALL_START_METHODS if method.values != ("spawn",) or not method.marks]
 FIXTURES = ROOT / "tests" / "fixtures"
 
 

@@ -31,6 +31,7 @@ from catseg_training.data.crops import TrainingCrops
 from catseg_training.data.examples import EvaluationImages
 from catseg_training.run import Run
 from catseg_training.workers import LoadedBatches, explained_ends_of_workers, open_loader
+from conftest import ALL_START_METHODS
 
 
 needs_fork = pytest.mark.skipif(
@@ -89,6 +90,7 @@ def evaluate(data, checkpoint, tmp_path):
     return run
 
 
+@pytest.mark.parametrize("start_method", ALL_START_METHODS, indirect=True)
 def test_every_way_to_start_them(start_method, train, evaluate, checkpoint, tmp_path, monkeypatch):
     """Training, its evaluation, and that of a model and of predictions give what one process alone gives."""
     monkeypatch.setattr(evaluation, "NUM_DRAWN", 0)  # which takes longer than everything else
