@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from catseg_hf import pad_classes
 from catseg_training.model import recompute_activations
 from inference import run_reference
 from measure import ARCHITECTURES, build_model, machine, measure, random_inputs
@@ -46,6 +47,8 @@ class Variant:
         compile_mode (`str`, *optional*): Mode of `torch.compile`; eager without.
         views_at_once (`int`, *optional*): `config.sliding_window_batch_size`.
         max_classes (`int`, *optional*): `config.max_classes_per_image`.
+        padded_classes (`int`, *optional*): Rows that the text features are filled up to, for one graph of any number
+            of classes up to that.
         recomputation (`bool`): Whether training computes activations again, as train.py does by default.
         channels_last (`bool`): Whether images and the weights of convolutions have the channels innermost.
     """
@@ -54,6 +57,7 @@ class Variant:
     compile_mode: str | None = None
     views_at_once: int | None = None
     max_classes: int | None = None
+    padded_classes: int | None = None
     recomputation: bool = True
     channels_last: bool = False
 
@@ -63,8 +67,15 @@ VIEWS = [*PRECISIONS, Variant(views_at_once=1), Variant(AUTOCAST, views_at_once=
 STEPS = [Variant(), Variant(AUTOCAST), Variant(recomputation=False), Variant(AUTOCAST, recomputation=False)]
 COMPILED = [Variant(AUTOCAST, "reduce-overhead"), Variant(FLOAT32, "reduce-overhead"), Variant(AUTOCAST, "default")]
 CHANNELS_LAST = [Variant(channels_last=True), Variant(AUTOCAST, channels_last=True)]
+GRAPHS = [
+    Variant(BFLOAT16),
+    Variant(BFLOAT16, "reduce-overhead"),
+    Variant(BFLOAT16, "reduce-overhead", padded_classes=192),
+]
 LIMITS = [Variant(AUTOCAST, max_classes=limit) for limit in (None, 128, 64, 32)]
 PLAN = [
+    (Workload(SLIDING_WINDOW, 150), GRAPHS),
+    (Workload(SLIDING_WINDOW, 150, 8), GRAPHS),
     (Workload(CROP, 171), PRECISIONS),
     (Workload(CROP, 20), PRECISIONS),
     (Workload(SLIDING_WINDOW, 171), VIEWS),
@@ -122,10 +133,11 @@ class Runner:
         model.config.sliding_window_batch_size = variant.views_at_once
         model.config.max_classes_per_image = variant.max_classes
         if workload.kind == TRAINING_STEP:
+            mixed_precision = "bf16" if variant.precision == AUTOCAST else "no"
             model.train().freeze_clip("attention")
             if variant.recomputation:
                 recompute_activations(model)
-            run = TrainingSteps(model, workload.classes, workload.batch_size, self.device).step
+            run = TrainingSteps(model, workload.classes, workload.batch_size, self.device, mixed_precision).step
         else:
             pixel_values, text_embeds = self.inputs(workload)
             if variant.precision == BFLOAT16:
@@ -136,11 +148,13 @@ class Runner:
             forward = model
             if variant.compile_mode is not None:
                 forward = torch.compile(model, fullgraph=True, dynamic=False, mode=variant.compile_mode)
-            sliding_window = workload.kind == SLIDING_WINDOW
+            inputs = {"text_embeds": text_embeds, "sliding_window": workload.kind == SLIDING_WINDOW}
+            if variant.padded_classes is not None:
+                inputs["text_embeds"], inputs["class_mask"] = pad_classes(text_embeds, variant.padded_classes)
 
             @torch.no_grad()
             def run() -> torch.Tensor:
-                return forward(pixel_values, text_embeds=text_embeds, sliding_window=sliding_window).logits
+                return forward(pixel_values, **inputs).logits[:, : workload.classes]
 
         with self.autocast(variant.precision == AUTOCAST):
             for _ in range(3 if variant.compile_mode else 0):  # compiles, then records the graphs
@@ -154,7 +168,8 @@ class Runner:
             if workload.kind == TRAINING_STEP:
                 model = copy.deepcopy(self.model).train()
                 model.freeze_clip("attention")
-                run = TrainingSteps(model, workload.classes, workload.batch_size, self.device).reference_step
+                steps = workload.classes, workload.batch_size, self.device, "bf16" if half_precision else "no"
+                run = TrainingSteps(model, *steps).reference_step
             else:
                 inputs = (*self.inputs(workload), workload.kind == SLIDING_WINDOW)
                 run = torch.no_grad()(lambda: run_reference(self.model, *inputs))

@@ -23,9 +23,17 @@ MAX_GRAD_NORM, LEARNING_RATE = 0.01, 2e-4
 
 
 class TrainingSteps:
-    """Steps on random crops and labels, through a model and through the literal implementation of it."""
+    """Steps on random crops and labels, through a model and through the literal implementation of it; their forward
+    passes under autocast with `mixed_precision` "bf16", as accelerate has it."""
 
-    def __init__(self, model: CATSegForSemanticSegmentation, num_classes: int, batch_size: int, device: str):
+    def __init__(
+        self,
+        model: CATSegForSemanticSegmentation,
+        num_classes: int,
+        batch_size: int,
+        device: str,
+        mixed_precision: str = "no",
+    ):
         side, text_config = model.config.image_size, model.config.clip_config.text_config
         pixel_values, _ = random_inputs(model, num_classes, side, batch_size, device)
         generator = torch.Generator().manual_seed(2)
@@ -36,19 +44,24 @@ class TrainingSteps:
         self.pixel_values, self.input_ids, self.labels = pixel_values, input_ids.to(device), labels.to(device)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, LEARNING_RATE)
+        device_type = torch.device(device).type
+        self.autocast = torch.autocast(device_type, torch.bfloat16, enabled=mixed_precision == "bf16")
 
     def step(self) -> torch.Tensor:
         """A step through the model. Returns the logits."""
-        outputs = self.model(self.pixel_values, input_ids=self.input_ids, labels=self.labels)
+        with self.autocast:
+            outputs = self.model(self.pixel_values, input_ids=self.input_ids, labels=self.labels)
         self._update(outputs.loss)
         return outputs.logits.detach()
 
     def reference_step(self) -> torch.Tensor:
         """A step through the literal implementation. Returns the logits."""
-        features = self.model.clip.get_text_features(self.input_ids).pooler_output
-        text_embeds = torch.nn.functional.normalize(features, dim=-1)[:, None]
-        logits = literal.literal_logits(self.model, self.pixel_values, text_embeds)
-        self._update(literal.literal_loss(logits, self.labels, self.model.config.semantic_loss_ignore_index))
+        with self.autocast:
+            features = self.model.clip.get_text_features(self.input_ids).pooler_output
+            text_embeds = torch.nn.functional.normalize(features, dim=-1)[:, None]
+            logits = literal.literal_logits(self.model, self.pixel_values, text_embeds)
+            loss = literal.literal_loss(logits, self.labels, self.model.config.semantic_loss_ignore_index)
+        self._update(loss)
         return logits.detach()
 
     def _update(self, loss: torch.Tensor):
@@ -68,6 +81,9 @@ def main():
         action=argparse.BooleanOptionalAction,
         help="recompute activations in all of the model, or nowhere (default: everywhere but in CLIP)",
     )
+    parser.add_argument(
+        "--mixed_precision", choices=["no", "bf16"], default="no", help="of the model; the reference is float32"
+    )
     parser.add_argument("--device", default="cpu", help="cpu or cuda (%(default)s)")
     parser.add_argument("--repeats", type=int, default=2, help="timed steps; the shortest counts (%(default)s)")
     parser.add_argument("--json", type=Path, help="file for the result")
@@ -79,8 +95,8 @@ def main():
     recompute_activations(model, arguments.gradient_checkpointing)
 
     steps, reference_steps = (
-        TrainingSteps(trained, arguments.classes, arguments.batch_size, arguments.device)
-        for trained in (model, reference)
+        TrainingSteps(trained, arguments.classes, arguments.batch_size, arguments.device, mixed_precision)
+        for trained, mixed_precision in ((model, arguments.mixed_precision), (reference, "no"))
     )
     difference = (steps.step() - reference_steps.reference_step()).abs().max().item()
     seconds, peak, _ = measure(steps.step, arguments.device, arguments.repeats)

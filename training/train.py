@@ -37,7 +37,7 @@ from catseg_training.arguments import TrainArguments, parse_arguments
 from catseg_training.checkpoints import save_unwrapped
 from catseg_training.interruption import Stopped, TerminationNotice
 from catseg_training.loop import NonFiniteError, train
-from catseg_training.processes import build_accelerator
+from catseg_training.processes import build_accelerator, usable_precision
 from catseg_training.report.card import TrainingData
 from catseg_training.report.hub import create_repository, upload
 from catseg_training.report.results import write_results
@@ -66,14 +66,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def build_run_accelerator(args: TrainArguments) -> Accelerator:
+    precision = usable_precision(args.mixed_precision)
     accelerator = build_accelerator(
         gradient_accumulation_steps=args.gradient_accumulation_steps,
-        mixed_precision=args.mixed_precision,
+        mixed_precision=precision,
         log_with=choose_trackers(args.report_to),
         project_config=ProjectConfiguration(str(args.output_dir), logging_dir=str(args.output_dir / "logs")),
         # The scheduler counts optimizer steps, not those of all processes together.
         step_scheduler_with_optimizer=False,
     )
+    if precision != args.mixed_precision:
+        logger.warning(
+            f"--mixed_precision {args.mixed_precision or 'bf16'} is slower than float32 on this processor, which has "
+            "no instructions for bfloat16: training in float32, as with --mixed_precision no."
+        )
     save_unwrapped(accelerator)
     if not accelerator.is_main_process:
         datasets.disable_progress_bars()

@@ -27,6 +27,7 @@ if TYPE_CHECKING or not _IS_COMMAND:
         CATSegProcessor,
         OpenVocabularySegmentationPipeline,
         load_vocabulary,
+        pad_classes,
         pretrained,
         refine_with_masks,
     )
@@ -56,6 +57,7 @@ __all__ = [
     "OpenVocabularySegmentationPipeline",
     "VOCABULARIES",
     "load_vocabulary",
+    "pad_classes",
     "pretrained",
     "refine_with_masks",
 ]

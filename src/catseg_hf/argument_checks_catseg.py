@@ -84,6 +84,27 @@ def check_class_limit(max_classes_per_image: int | None):
         raise ValueError(f"`max_classes_per_image` must be an integer of at least 1, got {max_classes_per_image}.")
 
 
+def check_class_mask(class_mask: torch.Tensor, num_classes: int, class_limit: int, config: CATSegConfig):
+    """Refuses a mask that is not one boolean for each row of the text features, and rows that a class cut would take
+    for classes."""
+    if class_mask.dtype != torch.bool or tuple(class_mask.shape) != (num_classes,):
+        raise ValueError(
+            f"`class_mask` of shape {tuple(class_mask.shape)} and type {class_mask.dtype} must be booleans of the "
+            f"shape (num_classes,) = ({num_classes},), as `pad_classes` gives them."
+        )
+    if config.attention_type != "linear":
+        raise ValueError(
+            f"`class_mask` needs `config.attention_type` 'linear', but it is {config.attention_type!r}: leave it out, "
+            "and give the text features of the classes alone."
+        )
+    if class_limit and num_classes > class_limit:
+        raise ValueError(
+            f"The text features have {num_classes} rows, but the model aggregates {class_limit} classes at most "
+            "(`config.num_class_tokens`, `max_classes_per_image`): fill them up to no more than that, or leave "
+            "`class_mask` out."
+        )
+
+
 def check_pixel_values(pixel_values: torch.FloatTensor):
     """Refuses pixels that are not `(batch_size, 3, height, width)`."""
     if pixel_values.ndim != 4 or pixel_values.shape[1] != 3 or 0 in pixel_values.shape:
@@ -139,8 +160,13 @@ def _compare_views(
         )
 
 
-def check_labels(labels: torch.Tensor, batch_size: int):
-    """Refuses label maps that are not integers `(batch_size, height, width)`."""
+def check_labels(labels: torch.Tensor, batch_size: int, class_mask: torch.Tensor | None):
+    """Refuses label maps that are not integers `(batch_size, height, width)`, or of classes and rows that are none."""
+    if class_mask is not None:
+        raise ValueError(
+            "Got both `labels` and `class_mask`, but the loss is a mean over all rows of the text features: give "
+            "those of the classes alone."
+        )
     is_map = labels.ndim == 3 and 0 not in labels.shape
     if not is_map or labels.shape[0] != batch_size or labels.is_floating_point():
         raise ValueError(

@@ -28,6 +28,9 @@ Args:
         Of more classes only so many are aggregated for each image, those most similar to it, padded with tokens as in
         training; `class_indices` tells which. Defaults to `config.max_classes_per_image` at evaluation and to no limit
         while training.
+    class_mask (`torch.BoolTensor` of shape `(num_classes,)`, *optional*):
+        False where a row of `text_embeds` is no class but fills them up to a fixed number, as [`pad_classes`] does for
+        a graph that serves any number of classes: the classes are segmented as without these rows.
     check_values (`bool`, *optional*, defaults to `True`):
         Whether to look for pixels that are not finite, for which the host waits for an accelerator. Compiled code
         never looks.
@@ -63,6 +66,10 @@ Args:
         Of more classes only so many are aggregated for each image, those most similar to it, padded with tokens as in
         training; the others have the logit -100. With the sliding window each view has its own. Defaults to
         `config.max_classes_per_image` at evaluation and to no limit while training.
+    class_mask (`torch.BoolTensor` of shape `(num_classes,)`, *optional*):
+        False where a row of `text_embeds` is no class but fills them up to a fixed number, as [`pad_classes`] does for
+        a graph that serves any number of classes: the classes are segmented as without these rows, which have
+        the logit -100.
     check_values (`bool`, *optional*, defaults to `True`):
         Whether to look for pixels that are not finite and labels out of range, for which the host waits for an
         accelerator, once. Compiled code never looks.

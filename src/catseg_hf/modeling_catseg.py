@@ -24,6 +24,7 @@ from transformers.utils.output_capturing import capture_outputs
 from .argument_checks_catseg import (
     check_all_values,
     check_class_limit,
+    check_class_mask,
     check_finite,
     check_kwargs,
     check_labels,
@@ -36,6 +37,7 @@ from .docstrings_catseg import MODEL_FORWARD, SEMANTIC_SEGMENTATION_FORWARD, doc
 from .errors import first_line
 from .modeling_catseg_aggregation import CATSegAggregator, CATSegAggregatorLayer, CATSegClassBlock
 from .modeling_catseg_cost_volume import (
+    CUT_CLASS_LOGIT,
     cost_volume,
     cut_classes,
     dense_image_features,
@@ -173,6 +175,7 @@ class CATSegModel(CATSegVocabularyMixin, CATSegPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         max_classes_per_image: int | None = None,
+        class_mask: torch.BoolTensor | None = None,
         check_values: bool = True,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CATSegModelOutput:
@@ -193,15 +196,17 @@ class CATSegModel(CATSegVocabularyMixin, CATSegPreTrainedModel):
         image_embeds, guidance_states = dense_image_features(self.clip, pixel_values, self.config.guidance_layers)
         text_embeds = text_embeds.to(image_embeds)
         cost = cost_volume(image_embeds, text_embeds)
-        kept_cost, kept_text_embeds, class_indices = cut_classes(
-            cost, text_embeds, self._class_limit(max_classes_per_image)
-        )
+        class_limit = self._class_limit(max_classes_per_image)
+        if class_mask is not None:
+            check_class_mask(class_mask, text_embeds.shape[0], class_limit, self.config)
+        kept_cost, kept_text_embeds, class_indices = cut_classes(cost, text_embeds, class_limit)
         outputs = self._aggregate(
             kept_cost,
             image_embeds,
             kept_text_embeds,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
+            class_mask=class_mask,
         )
         return CATSegModelOutput(
             last_hidden_state=outputs.last_hidden_state,
@@ -222,10 +227,13 @@ class CATSegModel(CATSegVocabularyMixin, CATSegPreTrainedModel):
         text_embeds: torch.FloatTensor,
         output_hidden_states: bool,
         output_attentions: bool,
+        class_mask: torch.BoolTensor | None,
     ) -> BaseModelOutput:
         """The aggregator's tokens, with what `_can_record_outputs` names. CLIP stays outside: its layers have hooks
         of the same kind."""
-        hidden_states = self.aggregator(cost, image_embeds, text_embeds, output_hidden_states, output_attentions)
+        hidden_states = self.aggregator(
+            cost, image_embeds, text_embeds, output_hidden_states, output_attentions, class_mask
+        )
         return BaseModelOutput(last_hidden_state=hidden_states)
 
     def _class_limit(self, max_classes_per_image: int | None) -> int:
@@ -301,6 +309,7 @@ class CATSegForSemanticSegmentation(CATSegPreTrainedModel):
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
         max_classes_per_image: int | None = None,
+        class_mask: torch.BoolTensor | None = None,
         check_values: bool = True,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SemanticSegmenterOutput:
@@ -313,13 +322,14 @@ class CATSegForSemanticSegmentation(CATSegPreTrainedModel):
             global_pixel_values = pixel_values
         text_embeds = self.catseg.encode_vocabulary(input_ids, attention_mask, text_embeds)
         if labels is not None:
-            check_labels(labels, pixel_values.shape[0])
+            check_labels(labels, pixel_values.shape[0], class_mask)
         if check_values and not torch.compiler.is_compiling():
             check_all_values(pixel_values, global_pixel_values, labels, text_embeds.shape[0], self.config)
         options = {
             "output_hidden_states": output_hidden_states,
             "output_attentions": output_attentions,
             "max_classes_per_image": max_classes_per_image,
+            "class_mask": class_mask,
         }
         if sliding_window:
             outputs = self._segment_windows(pixel_values, global_pixel_values, text_embeds, **options)
@@ -330,12 +340,14 @@ class CATSegForSemanticSegmentation(CATSegPreTrainedModel):
         return outputs
 
     def _segment(
-        self, pixel_values: torch.FloatTensor, text_embeds: torch.FloatTensor, **options: int | None
+        self, pixel_values: torch.FloatTensor, text_embeds: torch.FloatTensor, **options: int | torch.Tensor | None
     ) -> SemanticSegmenterOutput:
         outputs = self.catseg(pixel_values, text_embeds=text_embeds, check_values=False, **options)
         logits = self.decoder(outputs.last_hidden_state, outputs.guidance_states)
         if outputs.class_indices is not None:
             logits = restore_classes(logits, outputs.class_indices, text_embeds.shape[0])
+        if (class_mask := options["class_mask"]) is not None:
+            logits = logits.masked_fill(~class_mask[:, None, None], CUT_CLASS_LOGIT)
         return SemanticSegmenterOutput(
             logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
         )
@@ -345,7 +357,7 @@ class CATSegForSemanticSegmentation(CATSegPreTrainedModel):
         pixel_values: torch.FloatTensor,
         global_pixel_values: torch.FloatTensor,
         text_embeds: torch.FloatTensor,
-        **options: int | None,
+        **options: int | torch.Tensor | None,
     ) -> SemanticSegmenterOutput:
         """Segments the windows and the global view, as many of them at once as the device is best at."""
         batch_size, size = pixel_values.shape[0], self.config.sliding_window_size

@@ -236,7 +236,7 @@ class CATSegClassAttention(CATSegGuidedAttention):
         hidden_states: torch.Tensor,
         guidance: tuple[torch.Tensor, torch.Tensor],
         padding: tuple[torch.Tensor, torch.Tensor] | None,
-        num_padding_tokens: int,
+        num_padding_tokens: int | torch.Tensor,
     ) -> torch.Tensor:
         """Tokens `(T, B, positions, C)`, projected guidance `(T, B or 1, 1, C)`, and the padding token `(1, C)` with
         its guidance `(1, text_guidance_size)`."""
@@ -257,7 +257,7 @@ class CATSegClassAttention(CATSegGuidedAttention):
         values: torch.Tensor,
         padding_key: torch.Tensor | None,
         padding_value: torch.Tensor | None,
-        num_padding_tokens: int,
+        num_padding_tokens: int | torch.Tensor,
     ) -> torch.Tensor:
         """Queries, keys and values `(T, positions, C)`; those of a padding token `(1, C)`."""
         num_tokens = keys.shape[0] + num_padding_tokens
@@ -314,13 +314,22 @@ class CATSegClassBlock(CATSegBlock):
         self.layer_norm2 = nn.LayerNorm(config.hidden_size)
         self.mlp = CATSegMLP(config, nn.ReLU(inplace=True))
 
-    def forward(self, guidance: torch.Tensor, *chunks: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Text guidance `(B or 1, T, text_guidance_size)` and tokens `(B, t, H, W, C)` of a few classes at a time."""
-        guidance = self.attention.project_guidance(guidance.transpose(0, 1)[:, :, None])
+    def forward(
+        self, guidance: torch.Tensor, class_mask: torch.Tensor | None, *chunks: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """Text guidance `(B or 1, T, text_guidance_size)`, which of the T are classes `(T,)` (all without), and tokens
+        `(B, t, H, W, C)` of a few classes at a time."""
+        queries, keys = self.attention.project_guidance(guidance.transpose(0, 1)[:, :, None])
+        num_classes = sum(chunk.shape[1] for chunk in chunks)
+        if class_mask is not None:
+            # ELU + 1 of such a key is 0, so that linear attention sees nothing of what is no class.
+            keys = keys.masked_fill(~class_mask[:, None, None, None], -torch.inf)
+            num_classes = class_mask.sum()
+        guidance = queries, keys
         padding, num_padding_tokens = None, 0
         if self.num_class_tokens:
             padding = self.layer_norm1(self.padding_token), self.padding_guidance
-            num_padding_tokens = self.num_class_tokens - sum(chunk.shape[1] for chunk in chunks)
+            num_padding_tokens = self.num_class_tokens - num_classes
 
         def attend(tokens: torch.Tensor) -> torch.Tensor:
             return self.attention(self.layer_norm1(tokens), guidance, padding, num_padding_tokens)
@@ -338,10 +347,13 @@ class CATSegClassAggregation(nn.Module):
         self.config = config
         self.block = CATSegClassBlock(config)
 
-    def forward(self, hidden_states: ClassChunks, guidance: torch.Tensor) -> ClassChunks:
-        """Tokens `(B, T, H, W, C)`, which are replaced, and text guidance `(B or 1, T, text_guidance_size)`."""
+    def forward(
+        self, hidden_states: ClassChunks, guidance: torch.Tensor, class_mask: torch.Tensor | None = None
+    ) -> ClassChunks:
+        """Tokens `(B, T, H, W, C)`, which are replaced, text guidance `(B or 1, T, text_guidance_size)`, and which of
+        the T are classes `(T,)` (all without)."""
         pooling_size = tuple(self.config.pooling_size if self.training else self.config.eval_pooling_size)
-        aggregated = self.block(guidance, *[self.pool(tokens, pooling_size) for tokens in hidden_states])
+        aggregated = self.block(guidance, class_mask, *[self.pool(tokens, pooling_size) for tokens in hidden_states])
         return hidden_states.apply_(lambda tokens, pooled: tokens + self.unpool(pooled, tokens.shape[2:4]), aggregated)
 
     @staticmethod
@@ -379,11 +391,12 @@ class CATSegAggregatorLayer(nn.Module):
         appearance_guidance: torch.Tensor,
         text_guidance: torch.Tensor,
         output_attentions: bool = False,
+        class_mask: torch.Tensor | None = None,
     ) -> tuple[ClassChunks | torch.Tensor, torch.Tensor | None]:
         is_joined = isinstance(hidden_states, torch.Tensor)
         chunks = ClassChunks(split_classes(hidden_states, 1, self.config)) if is_joined else hidden_states
         chunks, attentions = self.spatial_aggregation(chunks, appearance_guidance, output_attentions)
-        chunks = self.class_aggregation(chunks, text_guidance)
+        chunks = self.class_aggregation(chunks, text_guidance, class_mask)
         return chunks.join() if is_joined else chunks, attentions
 
 
@@ -419,6 +432,7 @@ class CATSegAggregator(nn.Module):
         text_embeds: torch.Tensor,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
+        class_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """
         Args:
@@ -427,6 +441,7 @@ class CATSegAggregator(nn.Module):
             text_embeds (`torch.FloatTensor` of shape `(B or 1, T, P, projection_dim)`): Text features.
             output_hidden_states (`bool`): Whether the tokens are one tensor before and after every layer.
             output_attentions (`bool`): Whether every layer returns the spatial attention weights.
+            class_mask (`torch.BoolTensor` of shape `(T,)`, *optional*): Which of the T are classes; all without.
 
         Returns:
             The tokens `(B, T, H, W, C)`.
@@ -437,5 +452,5 @@ class CATSegAggregator(nn.Module):
         appearance_guidance = self.project_appearance(image_embeds)
         text_guidance = self.project_text(text_embeds)
         for layer in self.layers:
-            hidden_states, _ = layer(hidden_states, appearance_guidance, text_guidance, output_attentions)
+            hidden_states, _ = layer(hidden_states, appearance_guidance, text_guidance, output_attentions, class_mask)
         return hidden_states if output_hidden_states else hidden_states.join()

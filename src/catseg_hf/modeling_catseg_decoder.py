@@ -1,15 +1,16 @@
 """CAT-Seg's upsampling decoder. Its convolutions read the aggregation's tokens as channels-last maps."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .class_chunks_catseg import split_classes
 from .configuration_catseg import CATSegConfig
 
 
-class CATSegDecoderStage(GradientCheckpointingLayer):
+class CATSegDecoderStage(nn.Module):
     """
     Doubles the resolution of every class's map, guided by CLIP features (section 3.5).
 
@@ -51,7 +52,14 @@ class CATSegDecoderStage(GradientCheckpointingLayer):
 
 
 class CATSegDecoder(nn.Module):
-    """Upsamples every class's map fourfold with guidance from two CLIP blocks and gives its logits (section 3.5)."""
+    """
+    Upsamples every class's map fourfold with guidance from two CLIP blocks and gives its logits (section 3.5).
+
+    With gradient checkpointing the maps of a few classes are computed again from their tokens: those between the
+    stages are larger than all that the aggregation keeps.
+    """
+
+    gradient_checkpointing = False
 
     def __init__(self, config: CATSegConfig):
         super().__init__()
@@ -82,18 +90,24 @@ class CATSegDecoder(nn.Module):
             )
         ]
 
+    def decode(self, tokens: torch.Tensor, *kernels_and_guidance: torch.Tensor) -> torch.Tensor:
+        """Tokens `(B, t, H, W, C)` of a few classes, the stages' upsampling kernels and projected guidance to logits
+        `(B, t, 4 * H, 4 * W)`."""
+        maps = tokens.flatten(0, 1).permute(0, 3, 1, 2)  # channels last in memory
+        kernels, guidance = kernels_and_guidance[: len(self.stages)], kernels_and_guidance[len(self.stages) :]
+        for stage, kernel, stage_guidance in zip(self.stages, kernels, guidance, strict=True):
+            maps = stage(maps, kernel, stage_guidance)
+        return self.head(maps).unflatten(0, tokens.shape[:2]).squeeze(2)
+
     def forward(self, hidden_states: torch.Tensor, guidance_states: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """Tokens `(B, T, H, W, C)` and guidance layers' outputs to logits `(B, T, 4 * H, 4 * W)`."""
-        batch_size = hidden_states.shape[0]
         guidance = [
             stage.project_guidance(guidance)
             for stage, guidance in zip(self.stages, self.project_guidance(guidance_states), strict=True)
         ]
         kernels = [stage.upsampling_kernel(like=hidden_states) for stage in self.stages]
-        logits = []
-        for chunk in split_classes(hidden_states, 1, self.config):
-            maps = chunk.flatten(0, 1).permute(0, 3, 1, 2)  # channels last in memory
-            for stage, kernel, stage_guidance in zip(self.stages, kernels, guidance, strict=True):
-                maps = stage(maps, kernel, stage_guidance)
-            logits.append(self.head(maps).unflatten(0, (batch_size, -1)).squeeze(2))
-        return torch.cat(logits, dim=1)
+        decode = self.decode
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            decode = partial(self._gradient_checkpointing_func, self.decode)
+        chunks = split_classes(hidden_states, 1, self.config)
+        return torch.cat([decode(chunk, *kernels, *guidance) for chunk in chunks], dim=1)

@@ -9,6 +9,7 @@ from transformers import (
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .class_padding_catseg import pad_classes
 from .configuration_catseg import CATSegConfig
 from .hub.pretrained import pretrained
 from .image_processing_catseg import CATSegImageProcessor, CATSegImageProcessorPil
@@ -51,6 +52,7 @@ __all__ = [
     "OpenVocabularySegmentationPipeline",
     "VOCABULARIES",
     "load_vocabulary",
+    "pad_classes",
     "pretrained",
     "refine_with_masks",
 ]

@@ -13,6 +13,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from catseg_hf import CATSegModelOutput, CATSegPreTrainedModel, argument_checks_catseg
 from catseg_hf.conversion.literal import literal_loss
+from catseg_hf.modeling_catseg_decoder import CATSegDecoder
 from catseg_hf.tensor_ops_catseg import resize_bilinear
 
 
@@ -148,13 +149,13 @@ def layers_by_recomputation(model) -> dict[bool, set[str]]:
     """Classes of the layers that are computed again for the gradients, and of those that are not."""
     layers = {True: set(), False: set()}
     for module in model.modules():
-        if isinstance(module, GradientCheckpointingLayer):
+        if isinstance(module, (GradientCheckpointingLayer, CATSegDecoder)):
             layers[module.gradient_checkpointing].add(type(module).__name__)
     return layers
 
 
 def test_recomputation_is_off_until_it_is_switched_on(model, tmp_path):
-    everything = {"CATSegSpatialBlock", "CATSegClassBlock", "CATSegDecoderStage", "CATSegCrossEntropy"}
+    everything = {"CATSegSpatialBlock", "CATSegClassBlock", "CATSegDecoder", "CATSegCrossEntropy"}
     everything.add("CLIPEncoderLayer")
     model.activation_checkpointing_enable()
     model.save_pretrained(tmp_path)

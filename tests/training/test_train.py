@@ -23,6 +23,7 @@ import prepare_coco_stuff
 import train
 from catseg_hf import CATSegForSemanticSegmentation, load_vocabulary
 from catseg_hf.loading import load_segmenter
+from catseg_hf.modeling_catseg_decoder import CATSegDecoder
 from catseg_hf.modeling_catseg_loss import CATSegLoss
 from catseg_testing.coco_stuff_folder import write_coco_stuff_folder
 from catseg_testing.hub_server import HubServer
@@ -418,7 +419,7 @@ def test_options(options, evaluating, tmp_path):
     assert dtypes == {torch.float32, torch.int64}
 
 
-OUTSIDE_CLIP = {"CATSegSpatialBlock", "CATSegClassBlock", "CATSegDecoderStage", "CATSegCrossEntropy"}
+OUTSIDE_CLIP = {"CATSegSpatialBlock", "CATSegClassBlock", "CATSegDecoder", "CATSegCrossEntropy"}
 
 
 @pytest.mark.parametrize(
@@ -437,7 +438,7 @@ def test_recomputed_layers(options, expected, command, tmp_path, monkeypatch):
 
     def look_and_train(run: Run) -> bool:
         for module in run.model.modules():
-            if isinstance(module, GradientCheckpointingLayer):
+            if isinstance(module, (GradientCheckpointingLayer, CATSegDecoder)):
                 layers[module.gradient_checkpointing].add(type(module).__name__)
         return train_run(run)
 

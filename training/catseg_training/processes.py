@@ -1,6 +1,7 @@
 """The processes that train or evaluate together, with what accelerate makes of them."""
 
 import logging
+import os
 from datetime import timedelta
 from typing import Any
 
@@ -9,12 +10,29 @@ import transformers
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
+from catseg_hf.errors import UserError
+from catseg_hf.loading.segmenter import is_fast_on_cpu
 from catseg_hf.utils.processes import tell_if_alone
 from catseg_hf.utils.threads import limit_threads
 
 
 # Other processes wait for the main one while it writes, or scores with evaluate's metric.
 TIMEOUT = timedelta(hours=3)
+
+
+def usable_precision(mixed_precision: str | None) -> str | None:
+    """
+    The mixed precision to train in here, for the one that was asked for or, without one, that the launcher was told.
+
+    Raises:
+        UserError: If it is "fp16" without a GPU.
+    """
+    wanted = mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if torch.accelerator.is_available() or wanted == "no":
+        return mixed_precision
+    if wanted == "fp16":
+        raise UserError("--mixed_precision fp16 needs a GPU, and there is none here: give bf16 or no.")
+    return mixed_precision if is_fast_on_cpu(torch.bfloat16) else "no"
 
 
 def build_accelerator(**options: Any) -> Accelerator:

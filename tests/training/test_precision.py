@@ -1,0 +1,55 @@
+"""Mixed precision where the processor has no units for it."""
+
+import pytest
+import torch
+
+from catseg_hf.errors import UserError
+from catseg_testing.tiny_training import QUICK, history, run_train, save_checkpoint, write_pairs
+from catseg_training.processes import usable_precision
+
+
+@pytest.fixture(autouse=True)
+def no_accelerator(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda *_: False)
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+
+
+@pytest.fixture
+def without_bfloat16(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+
+
+@pytest.mark.parametrize("wanted, usable", [("bf16", "bf16"), ("no", "no"), (None, None)])
+def test_with_bfloat16(monkeypatch, wanted, usable):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    assert usable_precision(wanted) == usable
+
+
+@pytest.mark.parametrize(
+    "wanted, launcher, usable", [("bf16", None, "no"), (None, "bf16", "no"), ("no", "bf16", "no")]
+)
+def test_without_bfloat16(monkeypatch, without_bfloat16, wanted, launcher, usable):
+    if launcher is not None:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launcher)
+    assert usable_precision(wanted) == usable
+
+
+@pytest.mark.parametrize("launcher", [None, "fp16"])
+def test_float16_needs_a_gpu(monkeypatch, launcher):
+    if launcher is not None:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launcher)
+    with pytest.raises(UserError, match="fp16 needs a GPU.*give bf16 or no"):
+        usable_precision("fp16" if launcher is None else None)
+
+
+def test_train_goes_on_in_float32(without_bfloat16, tmp_path, caplog):
+    data, checkpoint = write_pairs(tmp_path / "data"), save_checkpoint(tmp_path / "checkpoint")
+    command = ["--model_name_or_path", checkpoint, "--dataset_name", data, "--max_train_steps", 1, "--skip_evaluation"]
+    losses = {}
+    for precision in ("bf16", "no"):
+        output = tmp_path / precision
+        assert run_train(*command, *QUICK, "--mixed_precision", precision, "--output_dir", output) == 0
+        losses[precision] = history(output)[0]["loss"]
+    assert "--mixed_precision bf16 is slower than float32 on this processor" in caplog.text
+    assert "training in float32, as with --mixed_precision no" in caplog.text
+    assert losses["bf16"] == losses["no"]
