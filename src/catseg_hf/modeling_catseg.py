@@ -9,6 +9,7 @@ class aggregation (`modeling_catseg_aggregation.py`), the upsampling decoder (`m
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pickle import UnpicklingError
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError
@@ -27,10 +28,12 @@ from .argument_checks_catseg import (
     check_finite,
     check_kwargs,
     check_labels,
+    check_only_logits,
     check_pixel_values,
     check_replica,
     check_views,
 )
+from .class_selection_catseg import ClassSelection, check_no_graph, stored_margins
 from .configuration_catseg import CATSegConfig
 from .docstrings_catseg import MODEL_FORWARD, SEMANTIC_SEGMENTATION_FORWARD, documented
 from .errors import first_line
@@ -174,6 +177,7 @@ class CATSegModel(CATSegVocabularyMixin, CATSegPreTrainedModel):
         output_attentions: bool | None = None,
         max_classes_per_image: int | None = None,
         check_values: bool = True,
+        class_selection: ClassSelection | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CATSegModelOutput:
         check_kwargs(kwargs)
@@ -193,15 +197,19 @@ class CATSegModel(CATSegVocabularyMixin, CATSegPreTrainedModel):
         image_embeds, guidance_states = dense_image_features(self.clip, pixel_values, self.config.guidance_layers)
         text_embeds = text_embeds.to(image_embeds)
         cost = cost_volume(image_embeds, text_embeds)
-        kept_cost, kept_text_embeds, class_indices = cut_classes(
-            cost, text_embeds, self._class_limit(max_classes_per_image)
-        )
+        class_limit = self._class_limit(max_classes_per_image, class_selection)
+        kept_cost, kept_text_embeds, class_indices = cut_classes(cost, text_embeds, class_limit)
+        if class_selection is not None:
+            kept_cost, kept_text_embeds = class_selection.start(
+                kept_cost, kept_text_embeds, class_indices, guidance_states
+            )
         outputs = self._aggregate(
             kept_cost,
             image_embeds,
             kept_text_embeds,
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
+            class_selection=class_selection,
         )
         return CATSegModelOutput(
             last_hidden_state=outputs.last_hidden_state,
@@ -209,7 +217,7 @@ class CATSegModel(CATSegVocabularyMixin, CATSegPreTrainedModel):
             image_embeds=image_embeds,
             text_embeds=text_embeds,
             guidance_states=guidance_states,
-            class_indices=class_indices,
+            class_indices=class_indices if class_selection is None else class_selection.class_indices,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
@@ -222,14 +230,19 @@ class CATSegModel(CATSegVocabularyMixin, CATSegPreTrainedModel):
         text_embeds: torch.FloatTensor,
         output_hidden_states: bool,
         output_attentions: bool,
+        class_selection: ClassSelection | None,
     ) -> BaseModelOutput:
         """The aggregator's tokens, with what `_can_record_outputs` names. CLIP stays outside: its layers have hooks
         of the same kind."""
-        hidden_states = self.aggregator(cost, image_embeds, text_embeds, output_hidden_states, output_attentions)
+        hidden_states = self.aggregator(
+            cost, image_embeds, text_embeds, output_hidden_states, output_attentions, class_selection
+        )
         return BaseModelOutput(last_hidden_state=hidden_states)
 
-    def _class_limit(self, max_classes_per_image: int | None) -> int:
+    def _class_limit(self, max_classes_per_image: int | None, class_selection: ClassSelection | None) -> int:
         """How many classes are aggregated for an image at most, 0 for no limit."""
+        if class_selection is not None:
+            return self.config.num_class_tokens
         if max_classes_per_image is None and not self.training:
             max_classes_per_image = self.config.max_classes_per_image
         check_class_limit(max_classes_per_image)
@@ -300,7 +313,7 @@ class CATSegForSemanticSegmentation(CATSegPreTrainedModel):
         sliding_window: bool | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
-        max_classes_per_image: int | None = None,
+        max_classes_per_image: int | Literal["auto"] | None = None,
         check_values: bool = True,
         **kwargs: Unpack[TransformersKwargs],
     ) -> SemanticSegmenterOutput:
@@ -320,6 +333,7 @@ class CATSegForSemanticSegmentation(CATSegPreTrainedModel):
             "output_hidden_states": output_hidden_states,
             "output_attentions": output_attentions,
             "max_classes_per_image": max_classes_per_image,
+            "margins": self._margins(max_classes_per_image),
         }
         if sliding_window:
             outputs = self._segment_windows(pixel_values, global_pixel_values, text_embeds, **options)
@@ -329,8 +343,36 @@ class CATSegForSemanticSegmentation(CATSegPreTrainedModel):
             outputs.loss = self.criterion(outputs.logits, labels)
         return outputs
 
+    def _margins(self, max_classes_per_image: int | str | None) -> dict[str, float] | None:
+        """The margins by which each view selects classes of its own; `None` unless that is "auto"."""
+        if max_classes_per_image is None and not self.training:
+            max_classes_per_image = self.config.max_classes_per_image
+        if max_classes_per_image != "auto":
+            return None
+        check_no_graph()
+        return stored_margins(self)
+
     def _segment(
-        self, pixel_values: torch.FloatTensor, text_embeds: torch.FloatTensor, **options: int | None
+        self,
+        pixel_values: torch.FloatTensor,
+        text_embeds: torch.FloatTensor,
+        margins: dict[str, float] | None,
+        **options: int | None,
+    ) -> SemanticSegmenterOutput:
+        """Views at once or, where each selects classes of its own, one after the other: what is selected, and so the
+        logits of an image, must not depend on its batch."""
+        if margins is None:
+            return self._segment_together(pixel_values, text_embeds, **options)
+        logits = []
+        for view in pixel_values.split(1):
+            selection = ClassSelection(self.config, margins, self.decoder)
+            outputs = self._segment_together(view, text_embeds, class_selection=selection, **options)
+            check_only_logits(outputs)
+            logits.append(outputs.logits)
+        return SemanticSegmenterOutput(logits=torch.cat(logits))
+
+    def _segment_together(
+        self, pixel_values: torch.FloatTensor, text_embeds: torch.FloatTensor, **options: "int | ClassSelection | None"
     ) -> SemanticSegmenterOutput:
         outputs = self.catseg(pixel_values, text_embeds=text_embeds, check_values=False, **options)
         logits = self.decoder(outputs.last_hidden_state, outputs.guidance_states)
@@ -345,7 +387,7 @@ class CATSegForSemanticSegmentation(CATSegPreTrainedModel):
         pixel_values: torch.FloatTensor,
         global_pixel_values: torch.FloatTensor,
         text_embeds: torch.FloatTensor,
-        **options: int | None,
+        **options: "int | dict[str, float] | None",
     ) -> SemanticSegmenterOutput:
         """Segments the windows and the global view, as many of them at once as the device is best at."""
         batch_size, size = pixel_values.shape[0], self.config.sliding_window_size

@@ -11,6 +11,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.clip.modeling_clip import eager_attention_forward
 
 from .class_chunks_catseg import ClassChunks, split_classes
+from .class_selection_catseg import ClassSelection
 from .configuration_catseg import CATSegConfig
 
 
@@ -419,6 +420,7 @@ class CATSegAggregator(nn.Module):
         text_embeds: torch.Tensor,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
+        class_selection: ClassSelection | None = None,
     ) -> torch.Tensor:
         """
         Args:
@@ -427,15 +429,19 @@ class CATSegAggregator(nn.Module):
             text_embeds (`torch.FloatTensor` of shape `(B or 1, T, P, projection_dim)`): Text features.
             output_hidden_states (`bool`): Whether the tokens are one tensor before and after every layer.
             output_attentions (`bool`): Whether every layer returns the spatial attention weights.
+            class_selection ([`ClassSelection`], *optional*): What leaves classes out after every layer.
 
         Returns:
-            The tokens `(B, T, H, W, C)`.
+            The tokens `(B, T, H, W, C)` of the classes that are left.
         """
         hidden_states = ClassChunks(self.embed_cost(part) for part in split_classes(cost, 2, self.config))
         if output_hidden_states:
             hidden_states = hidden_states.join()
         appearance_guidance = self.project_appearance(image_embeds)
         text_guidance = self.project_text(text_embeds)
-        for layer in self.layers:
+        for index, layer in enumerate(self.layers, start=1):
             hidden_states, _ = layer(hidden_states, appearance_guidance, text_guidance, output_attentions)
+            if class_selection is not None:
+                stage = "layers" if index < len(self.layers) else "decoder"
+                hidden_states, text_guidance = class_selection.cut(hidden_states, text_guidance, stage)
         return hidden_states if output_hidden_states else hidden_states.join()
