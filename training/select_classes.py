@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
     accelerator = Accelerator()
     model.to(accelerator.device).eval()
     sliding_window = model.config.sliding_window if options.sliding_window is None else options.sliding_window
-    rows = measure_shares(model, processor, images, accelerator, options.shares, sliding_window)
+    rows = measure_shares(model, processor, images, accelerator, sorted(options.shares), sliding_window)
     print(table(rows, model.config.num_labels))
     chosen = choose(rows, options.tolerance)
     if options.json is not None:

@@ -31,7 +31,7 @@ from .data.examples import EvaluationImages
 from .evaluation import evaluate_model
 
 
-SHARES = (0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999)
+SHARES = (0.9, 0.98, 0.99, 0.995, 0.998, 0.999, 1.0)
 
 
 @dataclass
@@ -40,7 +40,8 @@ class Row:
     What a choice of margins costs and saves.
 
     Attributes:
-        share (`float`, *optional*): Of the pixels whose class is kept at each stage; `None` for all classes.
+        share (`float`, *optional*): Of the pixels whose class is kept at each stage; `None` for all classes. The last
+            of several that have the same margins.
         margins (`dict[str, float]`): One for each stage.
         seconds (`float`): In the model, for an image.
         mean_iou (`float`): In 0..1, of the classes in labels.
@@ -189,7 +190,7 @@ def measure_shares(
         processor ([`CATSegProcessor`]): Its processor.
         images ([`EvaluationImages`]): Images and labels.
         accelerator (`Accelerator`): On whose device the model is.
-        shares (`Sequence[float]`): In (0, 1].
+        shares (`Sequence[float]`): In (0, 1], ascending.
         sliding_window (`bool`): Whether windows and a global view are averaged.
     """
     config = model.config
@@ -213,6 +214,9 @@ def measure_shares(
     margins_of = margins_by_share(model, processor, images, shares, sliding_window)
     config.max_classes_per_image = "auto"
     for share, margins in zip(shares, margins_of, strict=True):
+        if margins == rows[-1].margins:
+            rows[-1].share = share
+            continue
         config.class_selection = selection_of(model, margins)
         rows.append(row(share, margins))
     return rows
