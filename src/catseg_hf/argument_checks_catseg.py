@@ -4,9 +4,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
+from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.utils import TransformersKwargs, logging
 
 from .configuration_catseg import CATSegConfig
+from .errors import UserError
 from .tensor_ops_catseg import all_true
 
 
@@ -77,11 +79,27 @@ def check_text_embeds(text_embeds: torch.FloatTensor, config: CATSegConfig):
 
 
 def check_class_limit(max_classes_per_image: int | None):
-    """Refuses a number of classes that is none."""
+    """Refuses a number of classes that is none; "auto" is none of a CATSegModel, which has no decoder to ask."""
+    if max_classes_per_image == "auto":
+        raise UserError(
+            "`max_classes_per_image='auto'` asks the decoder which classes can still win, and a `CATSegModel` has "
+            "none: use `CATSegForSemanticSegmentation`, or give a number of classes."
+        )
     if max_classes_per_image is not None and not (
         isinstance(max_classes_per_image, int) and max_classes_per_image >= 1
     ):
-        raise ValueError(f"`max_classes_per_image` must be an integer of at least 1, got {max_classes_per_image}.")
+        raise ValueError(
+            f"`max_classes_per_image` must be an integer of at least 1, got {max_classes_per_image}, or 'auto'."
+        )
+
+
+def check_only_logits(outputs: SemanticSegmenterOutput):
+    """Refuses hidden states and attentions of views that select classes of their own, each another number."""
+    if outputs.hidden_states is not None or outputs.attentions is not None:
+        raise UserError(
+            "With `max_classes_per_image='auto'` every layer and view has other classes, so there are no "
+            "`hidden_states` and `attentions` of all: give a number of classes, or ask for neither."
+        )
 
 
 def check_class_mask(class_mask: torch.Tensor, num_classes: int, class_limit: int, config: CATSegConfig):

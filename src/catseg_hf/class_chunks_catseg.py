@@ -51,6 +51,11 @@ class ClassChunks(list[torch.Tensor]):
         for parts in zip(*outputs, strict=True):  # all positions of the same classes
             yield torch.cat(parts, dim=2).unflatten(2, grid)
 
+    def select(self, kept: torch.BoolTensor) -> torch.Tensor:
+        """The tokens `(B, kept classes, H, W, C)` of some classes in one tensor; `kept` `(T,)` tells which."""
+        parts = kept.split([chunk.shape[1] for chunk in self])
+        return torch.cat([chunk[:, part] for chunk, part in zip(self, parts, strict=True)], dim=1)
+
     def join(self) -> torch.Tensor:
         """The tokens `(B, T, H, W, C)` in one tensor."""
         return torch.cat([*self], dim=1)

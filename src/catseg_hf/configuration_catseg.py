@@ -32,6 +32,9 @@ COUNTS = (
     "max_classes_per_image",
     "class_chunk_size",
 )
+# What `max_classes_per_image="auto"` has a margin for.
+SELECTION_STAGES = ("cost", "layers", "decoder")
+CHOOSE_MARGINS = "choose them with `python training/select_classes.py --model DIR --dataset_name DATA`"
 PAIRS = (
     "guidance_layers",
     "pooling_size",
@@ -51,6 +54,14 @@ def guidance_layers_by_depth(num_blocks: int) -> list[int]:
     """The 0-based vision blocks after one and two thirds of a tower, as in both published models: 3 and 7 of 12, 7 and
     15 of 24."""
     return [-(-num_blocks // 3) - 1, -(-2 * num_blocks // 3) - 1]
+
+
+def is_class_selection(selection: dict[str, Any]) -> bool:
+    """Whether `class_selection` has a margin for every stage, a number of at least 0, and numbers as `weights`."""
+    margins, weights = [selection.get(stage) for stage in SELECTION_STAGES], selection.get("weights")
+    if not isinstance(weights, list) or not all(isinstance(value, (int, float)) for value in [*margins, *weights]):
+        return False
+    return all(0 <= margin < float("inf") for margin in margins)
 
 
 @strict
@@ -86,9 +97,13 @@ class CATSegConfig(PreTrainedConfig):
         num_class_tokens (`int`, *optional*, defaults to 256):
             Classes aggregated together: fewer are padded with a learned token, of more only the most similar ones are
             kept for each image. 0 turns both off.
-        max_classes_per_image (`int`, *optional*):
+        max_classes_per_image (`int` or `"auto"`, *optional*):
             Classes aggregated together at evaluation, if fewer than `num_class_tokens`: of more only the most similar
             ones are kept for each image, padded as above. With large vocabularies it takes less time and memory.
+            "auto": for each view those that can still win by the margins of `class_selection`.
+        class_selection (`dict`, *optional*):
+            What `training/select_classes.py` chose for these weights: the margins "cost", in cosine similarity,
+            "layers" and "decoder", in logits, each at least 0, and "weights", a few of the weights that they hold for.
         attention_type (`"linear"` or `"full"`, *optional*, defaults to `"linear"`):
             Attention over the classes: with the feature map ELU + 1, or softmax.
         text_guidance_size (`int`, *optional*, defaults to 128):
@@ -146,7 +161,8 @@ class CATSegConfig(PreTrainedConfig):
     pooling_size: list[int] | tuple[int, ...] = (2, 2)
     eval_pooling_size: list[int] | tuple[int, ...] = (1, 1)
     num_class_tokens: int = 256
-    max_classes_per_image: int | None = None
+    max_classes_per_image: int | Literal["auto"] | None = None
+    class_selection: dict | None = None
     attention_type: Literal["linear", "full"] = "linear"
     text_guidance_size: int = 128
     appearance_guidance_size: int = 128
@@ -280,7 +296,12 @@ class CATSegConfig(PreTrainedConfig):
                 )
         for name in COUNTS:
             value = getattr(self, name)
-            self._require(value is None or value >= 1, f"`{name}` must be at least 1, got {value}.")
+            self._require(value is None or value == "auto" or value >= 1, f"`{name}` must be at least 1, got {value}.")
+        self._require(
+            self.class_selection is None or is_class_selection(self.class_selection),
+            f"`class_selection` {self.class_selection} must have a margin for each of {', '.join(SELECTION_STAGES)}, "
+            f"at least 0, since below that no class would be left, and a list of `weights`: {CHOOSE_MARGINS}.",
+        )
         for name in PAIRS:
             self._require(len(getattr(self, name)) == 2, f"`{name}` must have two entries, got {getattr(self, name)}.")
         self._require(

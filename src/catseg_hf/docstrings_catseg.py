@@ -34,6 +34,8 @@ Args:
     check_values (`bool`, *optional*, defaults to `True`):
         Whether to look for pixels that are not finite, for which the host waits for an accelerator. Compiled code
         never looks.
+    class_selection ([`ClassSelection`], *optional*):
+        What leaves out the classes that can no longer win of one view, in place of `max_classes_per_image`.
 
 Returns:
     [`CATSegModelOutput`]
@@ -62,10 +64,12 @@ Args:
         `(batch_size, num_classes, size, size, hidden_size)`. With the sliding window, those of the global view.
     output_attentions (`bool`, *optional*):
         Whether to return the spatial attention weights (see [`CATSegModelOutput`]), likewise.
-    max_classes_per_image (`int`, *optional*):
+    max_classes_per_image (`int` or `"auto"`, *optional*):
         Of more classes only so many are aggregated for each image, those most similar to it, padded with tokens as in
-        training; the others have the logit -100. With the sliding window each view has its own. Defaults to
-        `config.max_classes_per_image` at evaluation and to no limit while training.
+        training; the others have the logit -100. "auto": those that can still win before the first layer, after each
+        layer and before the decoder, by the margins that `config.class_selection` has for these weights; approximate,
+        without hidden states and attentions, and no part of a graph. With the sliding window each view has its own.
+        Defaults to `config.max_classes_per_image` at evaluation and to no limit while training.
     class_mask (`torch.BoolTensor` of shape `(num_classes,)`, *optional*):
         False where a row of `text_embeds` is no class but fills them up to a fixed number, as [`pad_classes`] does for
         a graph that serves any number of classes: the classes are segmented as without these rows, which have
@@ -84,6 +88,7 @@ Raises:
     ValueError: If an argument has another shape, pixels are not finite, labels are out of range, both or (without a
         vocabulary of the model's own) neither of `input_ids` and `text_embeds` are given, or one of them in
         `torch.nn.DataParallel`.
+    UserError: If "auto" has no margins, or those of other weights.
 """
 
 

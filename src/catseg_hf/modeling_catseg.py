@@ -9,6 +9,7 @@ class aggregation (`modeling_catseg_aggregation.py`), the upsampling decoder (`m
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pickle import UnpicklingError
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError
@@ -28,10 +29,12 @@ from .argument_checks_catseg import (
     check_finite,
     check_kwargs,
     check_labels,
+    check_only_logits,
     check_pixel_values,
     check_replica,
     check_views,
 )
+from .class_selection_catseg import ClassSelection, check_no_graph, stored_margins
 from .configuration_catseg import CATSegConfig
 from .docstrings_catseg import MODEL_FORWARD, SEMANTIC_SEGMENTATION_FORWARD, documented
 from .errors import first_line
@@ -177,6 +180,7 @@ class CATSegModel(CATSegVocabularyMixin, CATSegPreTrainedModel):
         max_classes_per_image: int | None = None,
         class_mask: torch.BoolTensor | None = None,
         check_values: bool = True,
+        class_selection: ClassSelection | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> CATSegModelOutput:
         check_kwargs(kwargs)
@@ -196,10 +200,14 @@ class CATSegModel(CATSegVocabularyMixin, CATSegPreTrainedModel):
         image_embeds, guidance_states = dense_image_features(self.clip, pixel_values, self.config.guidance_layers)
         text_embeds = text_embeds.to(image_embeds)
         cost = cost_volume(image_embeds, text_embeds)
-        class_limit = self._class_limit(max_classes_per_image)
+        class_limit = self._class_limit(max_classes_per_image, class_selection)
         if class_mask is not None:
             check_class_mask(class_mask, text_embeds.shape[0], class_limit, self.config)
         kept_cost, kept_text_embeds, class_indices = cut_classes(cost, text_embeds, class_limit)
+        if class_selection is not None:
+            kept_cost, kept_text_embeds = class_selection.start(
+                kept_cost, kept_text_embeds, class_indices, guidance_states
+            )
         outputs = self._aggregate(
             kept_cost,
             image_embeds,
@@ -207,6 +215,7 @@ class CATSegModel(CATSegVocabularyMixin, CATSegPreTrainedModel):
             output_hidden_states=output_hidden_states,
             output_attentions=output_attentions,
             class_mask=class_mask,
+            class_selection=class_selection,
         )
         return CATSegModelOutput(
             last_hidden_state=outputs.last_hidden_state,
@@ -214,7 +223,7 @@ class CATSegModel(CATSegVocabularyMixin, CATSegPreTrainedModel):
             image_embeds=image_embeds,
             text_embeds=text_embeds,
             guidance_states=guidance_states,
-            class_indices=class_indices,
+            class_indices=class_indices if class_selection is None else class_selection.class_indices,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
@@ -228,16 +237,19 @@ class CATSegModel(CATSegVocabularyMixin, CATSegPreTrainedModel):
         output_hidden_states: bool,
         output_attentions: bool,
         class_mask: torch.BoolTensor | None,
+        class_selection: ClassSelection | None,
     ) -> BaseModelOutput:
         """The aggregator's tokens, with what `_can_record_outputs` names. CLIP stays outside: its layers have hooks
         of the same kind."""
         hidden_states = self.aggregator(
-            cost, image_embeds, text_embeds, output_hidden_states, output_attentions, class_mask
+            cost, image_embeds, text_embeds, output_hidden_states, output_attentions, class_mask, class_selection
         )
         return BaseModelOutput(last_hidden_state=hidden_states)
 
-    def _class_limit(self, max_classes_per_image: int | None) -> int:
+    def _class_limit(self, max_classes_per_image: int | None, class_selection: ClassSelection | None) -> int:
         """How many classes are aggregated for an image at most, 0 for no limit."""
+        if class_selection is not None:
+            return self.config.num_class_tokens
         if max_classes_per_image is None and not self.training:
             max_classes_per_image = self.config.max_classes_per_image
         check_class_limit(max_classes_per_image)
@@ -308,7 +320,7 @@ class CATSegForSemanticSegmentation(CATSegPreTrainedModel):
         sliding_window: bool | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
-        max_classes_per_image: int | None = None,
+        max_classes_per_image: int | Literal["auto"] | None = None,
         class_mask: torch.BoolTensor | None = None,
         check_values: bool = True,
         **kwargs: Unpack[TransformersKwargs],
@@ -330,6 +342,7 @@ class CATSegForSemanticSegmentation(CATSegPreTrainedModel):
             "output_attentions": output_attentions,
             "max_classes_per_image": max_classes_per_image,
             "class_mask": class_mask,
+            "margins": self._margins(max_classes_per_image, class_mask),
         }
         if sliding_window:
             outputs = self._segment_windows(pixel_values, global_pixel_values, text_embeds, **options)
@@ -339,8 +352,41 @@ class CATSegForSemanticSegmentation(CATSegPreTrainedModel):
             outputs.loss = self.criterion(outputs.logits, labels)
         return outputs
 
+    def _margins(
+        self, max_classes_per_image: int | str | None, class_mask: torch.Tensor | None
+    ) -> dict[str, float] | None:
+        """The margins by which each view selects classes of its own; `None` unless that is "auto"."""
+        if max_classes_per_image is None and not self.training:
+            max_classes_per_image = self.config.max_classes_per_image
+        if max_classes_per_image != "auto":
+            return None
+        check_no_graph(class_mask)
+        return stored_margins(self)
+
     def _segment(
-        self, pixel_values: torch.FloatTensor, text_embeds: torch.FloatTensor, **options: int | torch.Tensor | None
+        self,
+        pixel_values: torch.FloatTensor,
+        text_embeds: torch.FloatTensor,
+        margins: dict[str, float] | None,
+        **options: int | torch.Tensor | None,
+    ) -> SemanticSegmenterOutput:
+        """Views at once or, where each selects classes of its own, one after the other: what is selected, and so the
+        logits of an image, must not depend on its batch."""
+        if margins is None:
+            return self._segment_together(pixel_values, text_embeds, **options)
+        logits = []
+        for view in pixel_values.split(1):
+            selection = ClassSelection(self.config, margins, self.decoder)
+            outputs = self._segment_together(view, text_embeds, class_selection=selection, **options)
+            check_only_logits(outputs)
+            logits.append(outputs.logits)
+        return SemanticSegmenterOutput(logits=torch.cat(logits))
+
+    def _segment_together(
+        self,
+        pixel_values: torch.FloatTensor,
+        text_embeds: torch.FloatTensor,
+        **options: "int | torch.Tensor | ClassSelection | None",
     ) -> SemanticSegmenterOutput:
         outputs = self.catseg(pixel_values, text_embeds=text_embeds, check_values=False, **options)
         logits = self.decoder(outputs.last_hidden_state, outputs.guidance_states)
@@ -357,7 +403,7 @@ class CATSegForSemanticSegmentation(CATSegPreTrainedModel):
         pixel_values: torch.FloatTensor,
         global_pixel_values: torch.FloatTensor,
         text_embeds: torch.FloatTensor,
-        **options: int | torch.Tensor | None,
+        **options: "int | torch.Tensor | dict[str, float] | None",
     ) -> SemanticSegmenterOutput:
         """Segments the windows and the global view, as many of them at once as the device is best at."""
         batch_size, size = pixel_values.shape[0], self.config.sliding_window_size

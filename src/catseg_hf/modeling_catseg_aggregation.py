@@ -11,6 +11,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.clip.modeling_clip import eager_attention_forward
 
 from .class_chunks_catseg import ClassChunks, split_classes
+from .class_selection_catseg import ClassSelection
 from .configuration_catseg import CATSegConfig
 
 
@@ -433,6 +434,7 @@ class CATSegAggregator(nn.Module):
         output_hidden_states: bool = False,
         output_attentions: bool = False,
         class_mask: torch.Tensor | None = None,
+        class_selection: ClassSelection | None = None,
     ) -> torch.Tensor:
         """
         Args:
@@ -442,15 +444,19 @@ class CATSegAggregator(nn.Module):
             output_hidden_states (`bool`): Whether the tokens are one tensor before and after every layer.
             output_attentions (`bool`): Whether every layer returns the spatial attention weights.
             class_mask (`torch.BoolTensor` of shape `(T,)`, *optional*): Which of the T are classes; all without.
+            class_selection ([`ClassSelection`], *optional*): What leaves classes out after every layer.
 
         Returns:
-            The tokens `(B, T, H, W, C)`.
+            The tokens `(B, T, H, W, C)` of the classes that are left.
         """
         hidden_states = ClassChunks(self.embed_cost(part) for part in split_classes(cost, 2, self.config))
         if output_hidden_states:
             hidden_states = hidden_states.join()
         appearance_guidance = self.project_appearance(image_embeds)
         text_guidance = self.project_text(text_embeds)
-        for layer in self.layers:
+        for index, layer in enumerate(self.layers, start=1):
             hidden_states, _ = layer(hidden_states, appearance_guidance, text_guidance, output_attentions, class_mask)
+            if class_selection is not None:
+                stage = "layers" if index < len(self.layers) else "decoder"
+                hidden_states, text_guidance = class_selection.cut(hidden_states, text_guidance, stage)
         return hidden_states if output_hidden_states else hidden_states.join()

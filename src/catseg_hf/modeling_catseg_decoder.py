@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .class_chunks_catseg import split_classes
+from .class_chunks_catseg import ClassChunks, split_classes
 from .configuration_catseg import CATSegConfig
 
 
@@ -49,6 +49,23 @@ class CATSegDecoderStage(nn.Module):
         hidden_states.unflatten(0, (guidance.shape[0], -1)).add_(guidance[:, None])
         hidden_states = F.relu(self.norm1(hidden_states), inplace=True)
         return F.relu(self.norm2(self.conv2(hidden_states)), inplace=True)
+
+    def forward_coarse(self, hidden_states: torch.Tensor, guidance: torch.Tensor) -> torch.Tensor:
+        """
+        What `forward` makes of maps that are nearly constant around every position, without upsampling them: every
+        kernel is summed over its taps, the upsampling's is averaged.
+
+        Maps `(B * T, in_channels, H, W)` and guidance `(B, guidance_size, H, W)`, not projected, to `(B * T,
+        out_channels, H, W)`.
+        """
+        kernel, up_kernel = self.conv1.weight.sum(dim=(2, 3)), self.upsample.weight.mean(dim=(2, 3))
+        weight, bias = kernel @ up_kernel.T, kernel @ self.upsample.bias
+        hidden_states = F.conv2d(hidden_states, weight[:, :, None, None], bias)
+        guidance = F.conv2d(guidance, self.guidance_conv1.weight.sum(dim=(2, 3), keepdim=True))
+        hidden_states.unflatten(0, (guidance.shape[0], -1)).add_(guidance[:, None])
+        hidden_states = F.relu(self.norm1(hidden_states), inplace=True)
+        hidden_states = F.conv2d(hidden_states, self.conv2.weight.sum(dim=(2, 3), keepdim=True))
+        return F.relu(self.norm2(hidden_states), inplace=True)
 
 
 class CATSegDecoder(nn.Module):
@@ -99,8 +116,35 @@ class CATSegDecoder(nn.Module):
             maps = stage(maps, kernel, stage_guidance)
         return self.head(maps).unflatten(0, tokens.shape[:2]).squeeze(2)
 
-    def forward(self, hidden_states: torch.Tensor, guidance_states: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """Tokens `(B, T, H, W, C)` and guidance layers' outputs to logits `(B, T, 4 * H, 4 * W)`."""
+    def coarse_logits(self, chunks: ClassChunks, guidance_states: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """Logits `(B, T, H, W)` on the feature grid of tokens `(B, T, H, W, C)`: what `forward` would give where
+        tokens and guidance hardly change from position to position, at a few per cent of the work."""
+        guidance = []
+        for states, upsample, project in zip(
+            guidance_states, self.guidance_upsamplers, self.guidance_projections, strict=True
+        ):
+            kernel = upsample.weight.mean(dim=(2, 3)).T[:, :, None, None]
+            maps = F.conv2d(states.permute(0, 3, 1, 2), kernel, upsample.bias)
+            guidance.append(F.relu(F.conv2d(maps, project.weight.sum(dim=(2, 3), keepdim=True), project.bias)))
+        head = self.head.weight.sum(dim=(2, 3), keepdim=True)
+        logits = []
+        for chunk in chunks:
+            maps = chunk.flatten(0, 1).permute(0, 3, 1, 2)
+            for stage, stage_guidance in zip(self.stages, guidance, strict=True):
+                maps = stage.forward_coarse(maps, stage_guidance)
+            logits.append(F.conv2d(maps, head, self.head.bias).unflatten(0, (chunk.shape[0], -1)).squeeze(2))
+        return torch.cat(logits, dim=1)
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor | ClassChunks,
+        guidance_states: tuple[torch.Tensor, ...],
+        is_coarse: bool = False,
+    ) -> torch.Tensor:
+        """Tokens `(B, T, H, W, C)` and guidance layers' outputs to logits `(B, T, 4 * H, 4 * W)`, or tokens in chunks
+        to `coarse_logits`."""
+        if is_coarse:
+            return self.coarse_logits(hidden_states, guidance_states)
         guidance = [
             stage.project_guidance(guidance)
             for stage, guidance in zip(self.stages, self.project_guidance(guidance_states), strict=True)

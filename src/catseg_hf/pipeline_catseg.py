@@ -8,7 +8,7 @@ from io import BytesIO
 from numbers import Real
 from threading import Lock
 from types import GeneratorType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -120,9 +120,10 @@ class OpenVocabularySegmentationPipeline(Pipeline):
             sliding_window (`bool`, *optional*):
                 Whether to average overlapping windows and a global view of the image. By default as the checkpoint's
                 processor and configuration say.
-            max_classes_per_image (`int`, *optional*):
+            max_classes_per_image (`int` or `"auto"`, *optional*):
                 Of more labels only so many, those most similar to the image, are told apart in it (in each of its
-                views, with the sliding window), which takes less time. By default as the configuration says.
+                views, with the sliding window), which takes less time; "auto": those that can still win by the margins
+                that were chosen for the model. By default as the configuration says.
             return_segmentation_map (`bool`, *optional*, defaults to `False`):
                 Whether to return the map of classes too.
             return_probabilities (`bool`, *optional*, defaults to `False`):
@@ -218,7 +219,7 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         return_segmentation_map: bool | None = None,
         return_probabilities: bool | None = None,
         sliding_window: bool | None = None,
-        max_classes_per_image: int | None = None,
+        max_classes_per_image: int | Literal["auto"] | None = None,
         timeout: float | None = None,
         value_range: tuple[float, float] | None = None,
         mask_generator: Callable[[Image.Image], Any] | None = None,
@@ -334,7 +335,7 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         images: "list[Image.Image | torch.Tensor]",
         text_embeds: torch.Tensor,
         sliding_window: bool | None = None,
-        max_classes_per_image: int | None = None,
+        max_classes_per_image: int | Literal["auto"] | None = None,
     ) -> torch.Tensor:
         """
         What the model says of images, such as the tiles of one.
@@ -367,7 +368,7 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         classes: ClassWords | None = None,
         prompt_templates: str | list[str] | None = None,
         sliding_window: bool | None = None,
-        max_classes_per_image: int | None = None,
+        max_classes_per_image: int | Literal["auto"] | None = None,
         threshold: float | None = None,
         return_probabilities: bool = False,
         mask_generator: Callable[[Image.Image], Any] | None = None,
