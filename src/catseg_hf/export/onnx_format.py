@@ -15,8 +15,8 @@ _MAX_BYTES = 2**31 - 2**24
 
 
 def finish(program: onnx_ir.Model, example: Mapping[str, torch.Tensor], dynamic_shapes: Mapping[str, Any]):
-    """Adds biases of normalisations over groups by subtracting their negatives: OpenCV 5 makes one layer of these nodes
-    otherwise, and then refuses its shapes."""
+    """Adds biases of normalisations over groups by subtracting their negatives: OpenCV 5 makes one layer of these
+    nodes otherwise, and then refuses its shapes."""
     graph = program.graph
     for node in graph:
         scaled, bias = node.inputs if node.op_type == "Add" else (None, None)
@@ -29,6 +29,8 @@ def finish(program: onnx_ir.Model, example: Mapping[str, torch.Tensor], dynamic_
                 )
             node.op_type = "Sub"
             node.replace_input_with(1, graph.initializers[name])
+            if not bias.uses():
+                del graph.initializers[bias.name]
 
 
 def _is_made_by(value: onnx_ir.Value | None, *op_types: str) -> bool:
