@@ -11,6 +11,7 @@ from PIL import Image
 from transformers import AutoModelForSemanticSegmentation, AutoProcessor, pipeline
 
 import export_catseg
+from catseg_hf import CATSegImageProcessorPil, CATSegProcessor
 from catseg_hf.class_words_catseg import read_classes
 from catseg_hf.errors import UserError
 from catseg_hf.export.formats import FORMATS
@@ -37,7 +38,8 @@ def checkpoint(original_state_dict, processor, tmp_path_factory) -> Path:
     model.config.class_chunk_size = 3  # of five words: parts of two sizes
     folder = tmp_path_factory.mktemp("models") / "catseg-tiny"
     model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+    image_processor = CATSegImageProcessorPil.from_model_config(model.config)
+    CATSegProcessor(image_processor, processor.tokenizer).save_pretrained(folder)
     (folder / "README.md").write_text(CARD)
     return folder
 

@@ -83,11 +83,11 @@ class GisSegmenter(FixedSegmenter):
     ):
         super().__init__(model, text_embeds, classes)
         settings = processor.image_processor
-        self.register_buffer("mean", torch.tensor(settings.image_mean).view(3, 1, 1))
-        self.register_buffer("std", torch.tensor(settings.image_std).view(3, 1, 1))
+        self.register_buffer("image_mean", torch.tensor(settings.image_mean).view(3, 1, 1))
+        self.register_buffer("image_std", torch.tensor(settings.image_std).view(3, 1, 1))
 
     def forward(self, image: torch.FloatTensor) -> dict[str, torch.FloatTensor]:
-        probabilities = self.probabilities((image - self.mean) / self.std)
+        probabilities = self.probabilities((image - self.image_mean) / self.image_std)
         return {"probabilities": resize_bilinear(probabilities, tuple(image.shape[-2:]))}
 
 
@@ -200,7 +200,7 @@ def expected_probabilities(
     module: FixedSegmenter, model: CATSegForSemanticSegmentation, image: torch.FloatTensor
 ) -> torch.FloatTensor:
     """What the model itself makes of an input of the graph, by its own way through all words."""
-    pixel_values = (image - module.mean) / module.std if isinstance(module, GisSegmenter) else image
+    pixel_values = (image - module.image_mean) / module.image_std if isinstance(module, GisSegmenter) else image
     logits = model(pixel_values, text_embeds=module.text_embeds, sliding_window=False).logits
     probabilities = logits.sigmoid()
     if module.words_of_classes is not None:
