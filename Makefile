@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # A process for every core; the tests of a file share what they set up.
 IN_PARALLEL := --numprocesses auto --dist loadfile
 
-.PHONY: demo app tour space test test-slow conformance quality embedded-model embedded-model-controls
+.PHONY: demo app tour space web web-serve test test-slow conformance quality embedded-model embedded-model-controls
 
 demo: $(VENV)/.demo
 	$(BIN)/python demo/segment_photo.py
@@ -26,6 +26,20 @@ space:
 	mkdir -p $(SPACE)
 	cp -r demo/app.py demo/catseg_app demo/examples demo/scene.png demo/README.md demo/requirements.txt src/catseg_hf $(SPACE)
 	find $(SPACE) -name __pycache__ -prune -exec rm -r {} +
+
+# The page of demo/web, which segments in the browser: a static Space.
+WEB := build/web
+
+web: $(VENV)/.export
+	rm -rf $(WEB) $(WEB)-model $(WEB)-packages
+	mkdir -p $(WEB)-packages
+	cp demo/web/package.json demo/web/package-lock.json $(WEB)-packages
+	cd $(WEB)-packages && npm ci --ignore-scripts --no-audit --no-fund
+	$(BIN)/catseg-hf export --model $(SHIPPED) --format onnx --output $(WEB)-model
+	$(BIN)/python demo/build_web.py --model $(WEB)-model --packages $(WEB)-packages/node_modules --output $(WEB)
+
+web-serve:
+	$(BIN)/python demo/serve_web.py $(WEB)
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest $(IN_PARALLEL)

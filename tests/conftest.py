@@ -1,6 +1,7 @@
 import multiprocessing
 import os
 import sys
+import venv
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,6 +84,17 @@ def small_checkpoint(original_state_dict, processor, tmp_path_factory) -> Path:
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def python_without_package(tmp_path_factory) -> Path:
+    """The Python of an environment that has everything but this package."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, with_pip=False)
+    (site_packages,) = folder.glob("lib/python*/site-packages")
+    # Packages are found through a .pth file, the editable install of this one (a .pth file itself) is not.
+    (site_packages / "others.pth").write_text(str(Path(torch.__file__).parent.parent))
+    return folder / "bin" / "python"
 
 
 @pytest.fixture

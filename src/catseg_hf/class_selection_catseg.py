@@ -146,7 +146,7 @@ def check_no_graph(class_mask: torch.Tensor | None):
     """Refuses the selection in a graph, where the number of classes cannot depend on values."""
     if traces_one_graph() or class_mask is not None:
         raise UserError(
-            "A single graph (an exported model, `fullgraph=True`, `class_mask`) cannot take `max_classes_per_image='auto'`, whose "
-            "number of classes depends on the image: give a number, or leave it out for all of them, in the "
-            "configuration too."
+            "A single graph (an exported model, `fullgraph=True`, `class_mask`) cannot take "
+            "`max_classes_per_image='auto'`, whose number of classes depends on the image: give a number, or leave it "
+            "out for all of them, in the configuration too."
         )

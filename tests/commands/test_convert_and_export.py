@@ -59,7 +59,7 @@ def test_every_option_of_a_conversion_is_passed_on(by_script, tmp_path, monkeypa
     monkeypatch.setattr(converter, "push", lambda *arguments: calls.append(arguments))
     options = ["--variant", "large", "--output_dir", tmp_path / "out", "--config_path", "config.json"]
     options += ["--tokenizer", "words", "--dtype", "bfloat16", "--push_to_hub", "me/catseg", "--private"]
-    options += ["--prompt_templates", "a {}", "the {}"]
+    options += ["--prompt_templates", "a {}", "the {}", "--endpoint_handler"]
     assert run("convert", options, by_script) == 0
     conversion = {
         "config_path": "config.json",
@@ -67,6 +67,7 @@ def test_every_option_of_a_conversion_is_passed_on(by_script, tmp_path, monkeypa
         "prompt_templates": ["a {}", "the {}"],
         "dtype": torch.bfloat16,
         "repo_id": "me/catseg",
+        "endpoint_handler": True,
     }
     assert calls == [(("large.pth", str(tmp_path / "out")), conversion), ("converted", "me/catseg", True)]
 
@@ -113,6 +114,7 @@ def test_every_option_of_an_export_is_passed_on(by_script, tmp_path, monkeypatch
         ("convert", ["--variant", "huge", "--output_dir", "out"]),
         ("convert", ["--variant", "base", "--output_dir", "out", "--dtype", "int8"]),
         ("convert", ["--verify_only", "out", "--variant", "base"]),
+        ("convert", ["--verify_only", "out", "--endpoint_handler"]),
         ("convert", ["--checkpoint_path", "a.pth", "--output_dir", "out", "--private"]),
         ("export", []),
         ("export", ["--model", "model", "--output", "out", "--format", "tflite"]),

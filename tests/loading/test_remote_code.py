@@ -4,11 +4,9 @@ import filecmp
 import json
 import os
 import subprocess
-import venv
 from pathlib import Path
 
 import pytest
-import torch
 from transformers import AutoModelForSemanticSegmentation, AutoProcessor, pipeline
 
 from catseg_hf.remote_code_catseg import AUTO_MAP, CUSTOM_PIPELINES
@@ -16,17 +14,6 @@ from conftest import FIXTURES, ROOT
 
 
 SCRIPT = ROOT / "tests" / "catseg_testing" / "remote_code_user.py"
-
-
-@pytest.fixture(scope="module")
-def stranger(tmp_path_factory) -> Path:
-    """The Python of an environment that has everything but this package."""
-    folder = tmp_path_factory.mktemp("environment")
-    venv.create(folder, with_pip=False)
-    (site_packages,) = folder.glob("lib/python*/site-packages")
-    # Packages are found through a .pth file, the editable install of this one (a .pth file itself) is not.
-    (site_packages / "others.pth").write_text(str(Path(torch.__file__).parent.parent))
-    return folder / "bin" / "python"
 
 
 @pytest.fixture
@@ -52,12 +39,12 @@ def test_folder_is_complete(saved):
     assert not (saved / "preprocessor_config.json").exists()
 
 
-def test_stranger_uses_it_and_saves_it_again(saved, stranger, tmp_path):
-    first = use(stranger, saved, tmp_path / "again", tmp_path / "cache_1")
+def test_stranger_uses_it_and_saves_it_again(saved, python_without_package, tmp_path):
+    first = use(python_without_package, saved, tmp_path / "again", tmp_path / "cache_1")
     names = sorted(path.name for path in saved.iterdir())
     assert names == sorted(path.name for path in (tmp_path / "again").iterdir())
     assert filecmp.cmpfiles(saved, tmp_path / "again", names, shallow=False)[0] == names
-    second = use(stranger, tmp_path / "again", tmp_path / "third", tmp_path / "cache_2")
+    second = use(python_without_package, tmp_path / "again", tmp_path / "third", tmp_path / "cache_2")
     assert first == second
     assert "built-in pipeline: ['cat'" in first
     assert "open-vocabulary pipeline: ['cat', 'sofa']" in first

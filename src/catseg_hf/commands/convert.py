@@ -71,6 +71,11 @@ def add_options(parser: argparse.ArgumentParser):
         default="float32",
         help="of the weights (default: %(default)s)",
     )
+    parser.add_argument(
+        "--endpoint_handler",
+        action="store_true",
+        help="write handler.py and requirements.txt too, with which the folder is a Hugging Face Inference Endpoint",
+    )
     parser.add_argument("--push_to_hub", metavar="REPO", help="upload the folder there, once it is complete")
     parser.add_argument("--private", action="store_true", help="make that repository private when it is created")
     parser.add_argument(
@@ -87,7 +92,9 @@ def check_options(parser: argparse.ArgumentParser, options: argparse.Namespace):
             parser.error("one of --checkpoint_path, --variant and --verify_only is required")
         if options.output_dir is None:
             parser.error("--output_dir is required")
-    elif options.checkpoint_path or options.variant or options.output_dir or options.push_to_hub:
+    elif any(
+        (options.checkpoint_path, options.variant, options.output_dir, options.push_to_hub, options.endpoint_handler)
+    ):
         parser.error("--verify_only stands alone: it converts nothing")
     if options.private and options.push_to_hub is None:
         parser.error("--private needs --push_to_hub")
@@ -127,6 +134,7 @@ def _convert(options: argparse.Namespace):
         prompt_templates=options.prompt_templates,
         dtype=getattr(torch, options.dtype),
         repo_id=options.push_to_hub,
+        endpoint_handler=options.endpoint_handler,
     )
     if options.push_to_hub is not None:
         push(folder, options.push_to_hub, options.private)

@@ -14,6 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError, StrictDataclassError
 
 from ..configuration_catseg import CATSegConfig
 from ..errors import UserError, first_line
+from ..hub.endpoint import write_endpoint_handler
 from ..hub.model_cards import read_licence
 from ..image_processing_catseg import CATSegImageProcessorPil
 from ..modeling_catseg import CATSegForSemanticSegmentation
@@ -44,6 +45,7 @@ def convert(
     prompt_templates: Sequence[str] | None = None,
     dtype: torch.dtype = torch.float32,
     repo_id: str | None = None,
+    endpoint_handler: bool = False,
     report: Callable[[str], None] = say,
 ) -> Path:
     """
@@ -58,6 +60,7 @@ def convert(
         prompt_templates (`Sequence[str]`, *optional*): The sentences the model was trained with, one for each prompt.
         dtype (`torch.dtype`): What the weights are stored in.
         repo_id (`str`, *optional*): What the model card calls the model; the folder's name otherwise.
+        endpoint_handler (`bool`): Whether to write what an Inference Endpoint needs too.
         report (`Callable`, *optional*): Takes the lines that say what is being done; prints them by default.
 
     Returns:
@@ -99,6 +102,8 @@ def convert(
         (aside / "README.md").write_text(card, encoding="utf-8")
         if (licence := read_licence()) is not None:
             (aside / "LICENSE").write_text(licence, encoding="utf-8")
+        if endpoint_handler:
+            write_endpoint_handler(aside)
         verify(aside, expected, report)
     report(f"Wrote {folder}")
     return folder
