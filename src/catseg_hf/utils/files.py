@@ -166,6 +166,24 @@ def built_aside(folder: Path) -> Iterator[Path]:
             os.close(descriptor)
 
 
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """
+    Keeps other runs out of a folder, which is made where it is missing, until the block or the process ends.
+
+    Raises:
+        UserError: If another run is writing it, or it cannot be made.
+    """
+    with explained_write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    descriptor = _lock(folder, folder)
+    try:
+        yield
+    finally:
+        if descriptor is not None:
+            os.close(descriptor)
+
+
 def _lock(aside: Path, folder: Path) -> int | None:
     """Keeps other runs out until the descriptor is closed, by whatever end, where the file system knows locks: some
     networks' do not."""
@@ -182,7 +200,8 @@ def _lock(aside: Path, folder: Path) -> int | None:
         is_free = _is_at(aside, descriptor)  # the other run may have moved its folder into place between the two calls
     if not is_free:
         os.close(descriptor)
-        raise UserError(f"Another run is writing {folder} (in {aside}): wait for it, or name another one.")
+        where = "" if aside == folder else f" (in {aside})"
+        raise UserError(f"Another run is writing {folder}{where}: wait for it, or name another one.")
     return descriptor
 
 
