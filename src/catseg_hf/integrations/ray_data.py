@@ -5,17 +5,19 @@ segment(dataset, model="base", labels="cat, sofa|couch").write_parquet("segmente
 """
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from transformers.utils import logging
 
 from ..errors import UserError, first_line
 from ..images.origins import other_settings
 from ..images.rows import RowOptions
-from ..images.sources import image_extensions
+from ..images.sources import find_images, image_extensions
 from ..utils.files import check_output_folder, locked_folder, read_json, replaced_file
 from .cluster import READ_CPUS, Actors, check_answers, choose_actors
 from .tables import TableSegmenter
@@ -30,6 +32,8 @@ try:
 except ImportError as error:
     raise ImportError('This needs Ray: `pip install "catseg_hf[ray]"`.') from error
 
+
+logger = logging.get_logger(__name__)
 
 ROWS_AT_ONCE = 16
 FORMATS = ("images", "parquet", "webdataset")
@@ -91,12 +95,32 @@ def read(paths: str | Sequence[str], format: str = "images", *, filesystem: Any 
             return ray.data.read_parquet(paths, num_cpus=READ_CPUS, **options)
         if format == "images":
             extensions = sorted(suffix.removeprefix(".") for suffix in image_extensions())
+            if filesystem is None:
+                paths = _list_folders(paths)
             return ray.data.read_binary_files(
                 paths, include_paths=True, file_extensions=extensions, num_cpus=READ_CPUS, **options
             )
         return ray.data.read_datasource(TarDatasource(paths, **options), num_cpus=READ_CPUS)
     except (OSError, ValueError) as error:
         raise UserError(f"Nothing can be read at {paths!r}: {first_line(error)}.") from error
+
+
+def _list_folders(paths: str | Sequence[str]) -> list[str]:
+    """The images in folders here, of which Ray would leave out those whose names begin with an underscore."""
+    found = []
+    for path in [paths] if isinstance(paths, str | Path) else paths:
+        if not os.path.isdir(path):
+            found.append(str(path))
+            continue
+        images, failures = find_images([str(path)])
+        found += map(os.path.abspath, images)
+        for _, error in failures:
+            logger.warning(error)
+    if not found:
+        raise UserError(
+            f"There are no images in {paths!r}: name folders or files of {', '.join(sorted(image_extensions()))}."
+        )
+    return found
 
 
 class TarDatasource(FileBasedDatasource):

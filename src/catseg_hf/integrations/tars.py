@@ -51,7 +51,7 @@ def read_tar(file: BinaryIO, name: str, suffixes: set[str]) -> Iterator[tuple[st
                     number += 1
             if not isinstance(getattr(archive, "ended_by", None), tarfile.EOFHeaderError):
                 raise tarfile.ReadError("it has no end mark")
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (tarfile.TarError, EOFError) as error:
         raise UserError(
             f"The archive {name!r} ends early or is damaged, behind {number} image{'s' * (number != 1)}: "
             f"{first_line(error)}. Copy it again."
