@@ -33,6 +33,10 @@ def expected(model) -> list[dict]:
     return RowSegmenter(RowOptions(model, WORDS), "cpu").segment(mixed_images(NUM_IMAGES).values())
 
 
+def as_array(class_map: bytes | PilImage.Image) -> np.ndarray:
+    return np.asarray(PilImage.open(io.BytesIO(class_map)) if isinstance(class_map, bytes) else class_map)
+
+
 def check(segmented, expected: list[dict]):
     rows = list(segmented.cast_column("image", Image(decode=False)))
     assert [row["id"] for row in rows] == list(range(NUM_IMAGES))
@@ -40,8 +44,7 @@ def check(segmented, expected: list[dict]):
         if own["class_map"] is None:
             assert row["class_map"] is None and row["error"]
         else:
-            with PilImage.open(io.BytesIO(own["class_map"])) as class_map:
-                assert np.array_equal(np.asarray(row["class_map"]), np.asarray(class_map))
+            assert np.array_equal(as_array(row["class_map"]), as_array(own["class_map"]))
         assert {name: row[name] for name in RESULT_COLUMNS[1:]} == {name: own[name] for name in RESULT_COLUMNS[1:]}
 
 
@@ -54,7 +57,10 @@ def test_a_dataset(dataset, model, expected):
 
 def test_a_stream(dataset, model, expected):
     stream = dataset.to_iterable_dataset(num_shards=2)
-    check(segment_dataset(stream, model=model, labels=WORDS, device="cpu"), expected)
+    segmented = segment_dataset(stream, model=model, labels=WORDS, device="cpu")
+    check(segmented, expected)
+    assert segmented.features["class_map"] == Value("binary")
+    assert segmented.features["image"] == Image(decode=False)
     with pytest.raises(UserError, match="`num_proc` is 2, but an IterableDataset is read by one process"):
         segment_dataset(stream, model=model, labels=WORDS, num_proc=2)
 

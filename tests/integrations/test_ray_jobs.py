@@ -22,7 +22,7 @@ from PIL import Image
 from catseg_hf import cli
 from catseg_hf.errors import UserError
 from catseg_hf.utils.files import locked_folder
-from catseg_testing.mixed_images import WORDS, mixed_images, save_quick_model, write_mixed_images
+from catseg_testing.mixed_images import WORDS, save_quick_model, write_mixed_images
 
 
 ray = pytest.importorskip("ray")
@@ -173,7 +173,7 @@ import ray
 from catseg_hf.integrations.ray_data import segment_to_parquet
 
 images, output, model, *resume = sys.argv[1:]
-ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
 segment_to_parquet(
     images, output, model=model, labels="grass, water, snow", num_actors=2, num_cpus=0.75, resume=bool(resume)
 )
@@ -213,7 +213,7 @@ def test_jobs_that_are_refused(cluster, model, images, tmp_path):
         segment(tmp_path / "busy")
     with pytest.raises(UserError, match="no column 'photo', but 'bytes', 'path'"):
         segment(tmp_path / "column", image_column="photo")
-    with pytest.raises(UserError, match="give each at most 1.75 CPUs"):
+    with pytest.raises(UserError, match="give each at most 0.75 CPUs"):
         segment(tmp_path / "cpus", num_cpus=2.0)
     with pytest.raises(UserError, match="Nothing can be read at"):
         ray_data.segment_to_parquet(str(tmp_path / "none"), tmp_path / "out", model=model)

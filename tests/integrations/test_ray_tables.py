@@ -128,6 +128,7 @@ def nodes(*resources: dict) -> list[dict]:
         ([{"CPU": 16, "GPU": 8}], {}, (8, 1, 1)),
         ([{"CPU": 16, "GPU": 8}], {"num_gpus": 0.5}, (16, 0.98, 0.5)),
         ([{"CPU": 2}, {"CPU": 2}], {"number": 3}, (3, 0.87, 0)),
+        ([{"CPU": 2}], {"room": 1.25}, (2, 0.37, 0)),
     ],
 )
 def test_actors_leave_cpus_for_reading(resources, asked, expected):
@@ -140,7 +141,7 @@ def test_actors_leave_cpus_for_reading(resources, asked, expected):
     ("resources", "asked", "words"),
     [
         ([{"CPU": 2}], {"number": 1, "num_cpus": 2.0}, "give each at most 1.75 CPUs"),
-        ([{"CPU": 2}], {"number": 2, "num_cpus": 1.0}, "leave none of the cluster's 2 CPUs"),
+        ([{"CPU": 2}], {"number": 2, "num_cpus": 1.0}, "leave too few of the Ray cluster's 2 CPUs"),
         ([{"CPU": 2}, {"CPU": 2}], {"number": 2, "num_cpus": 2.0}, "give each at most 1.75 CPUs"),
         ([{"CPU": 2}], {"number": 200}, "too few for so many"),
         ([{"CPU": 2}], {"number": 0}, "at least 1 is needed"),

@@ -11,6 +11,7 @@ from ..errors import UserError, first_line
 
 
 READ_CPUS = 0.25  # of a task that reads or writes
+RESUME_CPUS = 1.0  # of the actor by which Ray leaves out the rows that a checkpoint has
 SECONDS = 10.0  # that a cluster may take to answer
 
 
@@ -69,6 +70,7 @@ def choose_actors(
     number: int | None = None,
     num_cpus: float | None = None,
     num_gpus: float | None = None,
+    room: float = READ_CPUS,
 ) -> Actors:
     """
     The actors for the cluster, which leave CPUs for reading on at least one node.
@@ -78,6 +80,7 @@ def choose_actors(
         number (`int`, *optional*): How many; by default one for each GPU, or without GPUs one for each CPU.
         num_cpus (`float`, *optional*): CPUs of each; by default what leaves some for reading, at most 1.
         num_gpus (`float`, *optional*): GPUs of each; by default 1 if the cluster has any, else 0.
+        room (`float`): CPUs that stay free for all else.
 
     Raises:
         UserError: If they reserve all CPUs, so that they would wait for data for ever, or GPUs that are not there.
@@ -93,7 +96,7 @@ def choose_actors(
         number = int(gpus / num_gpus) if num_gpus else max(1, int(sum(cpus)))
     if number < 1:
         raise UserError(f"The number of actors is {number}, but at least 1 is needed.")
-    most = _most_cpus(cpus, number)
+    most = _most_cpus(cpus, number, room)
     if not most:
         raise UserError(
             f"There are to be {number} actors, but the Ray cluster has {sum(cpus):g} CPUs, which are too few for so "
@@ -105,17 +108,17 @@ def choose_actors(
         raise UserError(f"`num_cpus` is {num_cpus:g}, but at most {most:g} and more than 0 are needed for each actor.")
     if num_cpus > most:
         raise UserError(
-            f"{number} actor{'s' * (number != 1)} with {num_cpus:g} CPUs each leave none of the cluster's "
-            f"{sum(cpus):g} CPUs for reading, so that they would wait for images for ever: give each at most "
+            f"{number} actor{'s' * (number != 1)} with {num_cpus:g} CPUs each leave too few of the Ray cluster's "
+            f"{sum(cpus):g} CPUs for reading, so that they could wait for images for ever: give each at most "
             f"{most:g} CPUs (`num_cpus`, --actor_cpus)."
         )
     return Actors(number, num_cpus, num_gpus)
 
 
-def _most_cpus(cpus: Sequence[float], number: int) -> float:
-    """The most that each of so many actors can reserve, of two decimals, with room for a task that reads on one node
-    however they are spread."""
-    free = [count - READ_CPUS for count in cpus]
-    candidates = {math.floor(100 * room / count) / 100 for room in set(free) for count in range(1, number + 1)}
-    fitting = [most for most in candidates if most > 0 and sum(int(room / most + 1e-9) for room in free) >= number]
+def _most_cpus(cpus: Sequence[float], number: int, room: float) -> float:
+    """The most that each of so many actors can reserve, of two decimals, with the room left on one node however they
+    are spread."""
+    free = [count - room for count in cpus if count > room]
+    candidates = {math.floor(100 * own / count) / 100 for own in set(free) for count in range(1, number + 1)}
+    fitting = [most for most in candidates if most > 0 and sum(int(own / most + 1e-9) for own in free) >= number]
     return max(fitting, default=0.0)

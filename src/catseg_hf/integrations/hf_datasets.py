@@ -79,8 +79,9 @@ def segment_dataset(
         options: Of [`~images.rows.RowOptions`]: `model`, `labels` and others.
 
     Returns:
-        The dataset with the columns that [`~images.rows.RowSegmenter.segment`] names; `class_map` is an `Image`, whose
-        values are the classes. A damaged image is a row with its `error`.
+        The dataset with the columns that [`~images.rows.RowSegmenter.segment`] names. `class_map` is an `Image`, whose
+        values are the classes; of an `IterableDataset`, which decodes nothing behind a `map`, it is the bytes of a PNG,
+        and the images stay encoded too. A damaged image is a row with its `error`.
 
     Raises:
         UserError: If there is no such column or one of the results' names, an option is not accepted, the model cannot
@@ -101,15 +102,15 @@ def segment_dataset(
     is_image = isinstance(features[image_column], datasets.Image)
     if is_image:
         dataset = dataset.cast_column(image_column, datasets.Image(decode=False))
-    result_features = datasets.Features({**dataset.features, **_features(options)})
+    result_features = datasets.Features({**dataset.features, **_features(options, is_streamed)})
     arguments = {"batched": True, "batch_size": 16 * options.batch_size, "features": result_features}
     if not is_streamed:
         arguments |= {"num_proc": num_proc, "with_rank": num_proc is not None, "desc": "Segmenting"}
     dataset = dataset.map(function, **arguments, **(map_options or {}))
-    return dataset.cast_column(image_column, features[image_column]) if is_image else dataset
+    return dataset.cast_column(image_column, features[image_column]) if is_image and not is_streamed else dataset
 
 
-def _features(options: RowOptions) -> dict[str, Any]:
+def _features(options: RowOptions, is_streamed: bool) -> dict[str, Any]:
     segment = {
         "index": datasets.Value("int32"),
         "label": datasets.Value("string"),
@@ -119,7 +120,7 @@ def _features(options: RowOptions) -> dict[str, Any]:
     if options.class_maps == "coco_rle":
         segment["counts"] = datasets.Value("string")
     features = {
-        "class_map": datasets.Image(),
+        "class_map": datasets.Value("binary") if is_streamed else datasets.Image(),
         "width": datasets.Value("int32"),
         "height": datasets.Value("int32"),
         "no_class": datasets.Value("int32"),

@@ -19,7 +19,7 @@ from ..images.origins import other_settings
 from ..images.rows import RowOptions
 from ..images.sources import find_images, image_extensions
 from ..utils.files import check_output_folder, locked_folder, read_json, replaced_file
-from .cluster import READ_CPUS, Actors, check_answers, choose_actors
+from .cluster import READ_CPUS, RESUME_CPUS, Actors, check_answers, choose_actors
 from .tables import TableSegmenter
 from .tars import read_tar
 
@@ -154,6 +154,7 @@ def segment(
     num_actors: int | None = None,
     num_cpus: float | None = None,
     num_gpus: float | None = None,
+    room: float = 1.0,
     **options: Any,
 ) -> ray.data.Dataset:
     """
@@ -163,6 +164,8 @@ def segment(
         dataset (`ray.data.Dataset`): Such as [`read`] gives, or any with a column of images.
         image_column (`str`, *optional*, defaults to `"bytes"`): As [`~integrations.tables.TableSegmenter`] takes it.
         num_actors (`int`), num_cpus (`float`), num_gpus (`float`): As [`choose_actors`] takes them.
+        room (`float`, *optional*, defaults to 1): CPUs of the cluster that stay free for a task that reads. Those of
+            [`read`] need 0.25.
         options: Of [`~images.rows.RowOptions`]: `model`, `labels` and others.
 
     Returns:
@@ -177,7 +180,7 @@ def segment(
     checked.settings  # noqa: B018  refused here and not by each actor
     columns = dataset.columns() or []
     checked.check_columns([name for name in columns if name != "error"], image_column)
-    actors = choose_actors(ray.nodes(), num_actors, num_cpus, num_gpus)
+    actors = choose_actors(ray.nodes(), num_actors, num_cpus, num_gpus, room)
     batch_size = checked.batch_size * max(1, ROWS_AT_ONCE // checked.batch_size)
     return dataset.map_batches(
         TableSegmenter,
@@ -225,33 +228,25 @@ def segment_to_parquet(
     output = Path(output).expanduser().resolve()
     if not resume:
         check_output_folder(output, "output, or resume=True")
-    with locked_folder(output):
-        context = ray.data.DataContext.get_current()
-        known = {name: value for name, value in options.items() if name in RowOptions.__dataclass_fields__}
-        _keep_settings(output / "settings.json", RowOptions(**known))
-        before = context.checkpoint_config
-        context.checkpoint_config = CheckpointConfig(
+    with locked_folder(output), reported_errors():
+        known = RowOptions(
+            **{name: value for name, value in options.items() if name in RowOptions.__dataclass_fields__}
+        )
+        digests = {**known.settings.digests(), "class_maps": known.class_maps}
+        settings = output / "settings.json"
+        if settings.exists() and (differences := other_settings(read_json(settings), digests)):
+            raise UserError(
+                f"{output} holds results with another {', '.join(differences)}: repeat what they were made with, or "
+                "name another output."
+            )
+        dataset = segment(read(paths, format, filesystem=filesystem), room=READ_CPUS + RESUME_CPUS, **options)
+        dataset.context.checkpoint_config = CheckpointConfig(
             id_column=id_column, checkpoint_path=str(output / "checkpoint"), delete_checkpoint_on_success=False
         )
-        try:
-            with reported_errors():
-                dataset = segment(read(paths, format, filesystem=filesystem), **options)
-                dataset.write_parquet(str(output / "segments"), ray_remote_args={"num_cpus": READ_CPUS})
-        finally:
-            context.checkpoint_config = before
-        return ray.data.read_parquet(str(output / "segments"))
-
-
-def _keep_settings(path: Path, options: RowOptions):
-    digests = {**options.settings.digests(), "class_maps": options.class_maps}
-    if not path.exists():
-        with replaced_file(path) as file:
+        with replaced_file(settings) as file:
             file.write_text(json.dumps(digests, indent=2) + "\n")
-    elif differences := other_settings(read_json(path), digests):
-        raise UserError(
-            f"{path.parent} holds results with another {', '.join(differences)}: repeat what they were made with, or "
-            "name another output."
-        )
+        dataset.write_parquet(str(output / "segments"), ray_remote_args={"num_cpus": READ_CPUS})
+    return ray.data.read_parquet(str(output / "segments"))
 
 
 @contextmanager
