@@ -28,6 +28,7 @@ from catseg_testing.mixed_images import WORDS, save_quick_model, write_mixed_ima
 ray = pytest.importorskip("ray")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 from catseg_hf.integrations import ray_data  # noqa: E402  needs Ray
+from catseg_hf.integrations.tables import TableSegmenter  # noqa: E402
 
 
 NUM_IMAGES = 26
@@ -144,27 +145,39 @@ def test_sources(cluster, images, tmp_path):
         assert dataset.count() == NUM_IMAGES
 
 
-def test_arrays_of_read_images(cluster, model, images):
-    """Palettes are refused, colours are taken."""
-    paths = [str(images / name) for name in ("000.jpg", "001.png")]
+@pytest.fixture(scope="module")
+def segmenter(model) -> TableSegmenter:
+    return TableSegmenter(model=model, labels=WORDS, device="cpu")
+
+
+def test_arrays_of_read_images(cluster, segmenter, images):
+    """Palettes are refused, colours are taken, in batches of different sizes."""
+    paths = [str(images / name) for name in ("000.jpg", "001.png", "006.gif", "018.png")]
     dataset = ray.data.read_images(paths, include_paths=True, num_cpus=0.25)
-    rows = ray_data.segment(dataset, model=model, labels=WORDS, image_column="image", num_actors=1).take_all()
-    errors = {Path(row["path"]).name: row["error"] for row in rows}
-    assert errors["000.jpg"] is None and "indices of a palette" in errors["001.png"]
+    segmenter.image_column = "image"
+    for batch_size in (1, 4):
+        errors = {}
+        for batch in dataset.iter_batches(batch_size=batch_size, batch_format="pyarrow"):
+            errors |= {Path(row["path"]).name: row["error"] for row in segmenter(batch).to_pylist()}
+        assert errors["000.jpg"] is errors["018.png"] is None
+        assert all("indices of a palette" in errors[name] for name in ("001.png", "006.gif"))
+    segmenter.image_column = "bytes"
 
 
-def test_a_shard_that_ends_early(cluster, model, images, expected, tmp_path):
+def test_a_shard_that_ends_early(cluster, segmenter, images, expected, tmp_path):
     whole, cut = io.BytesIO(), tmp_path / "cut.tar"
     with tarfile.open(fileobj=whole, mode="w") as tar:
         for path in sorted(images.iterdir())[:3]:
             tar.add(path, path.name)
         end = tar.offset
     cut.write_bytes(whole.getvalue()[:end])
-    dataset = ray_data.read(str(cut), "webdataset")
-    rows = ray_data.segment(dataset, model=model, labels=WORDS, num_actors=1).take_all()
+    rows = segmenter(ray_data.read(str(cut), "webdataset").take_batch(batch_format="pyarrow")).to_pylist()
     assert len(rows) == 4 and rows[-1]["path"] == str(cut)
     assert "ends early or is damaged, behind 3 images" in rows[-1]["error"]
     check_rows(rows[:3], expected, num_images=3)
+    (tmp_path / "cut.parquet").write_bytes(b"PAR1" + bytes(100))
+    with pytest.raises(UserError, match="cut.parquet"), ray_data.reported_errors():
+        ray_data.read(str(tmp_path / "cut.parquet"), "parquet").take_all()
 
 
 JOB = """
@@ -224,6 +237,5 @@ def test_a_label_that_no_actor_takes(cluster, model, images):
     segmented = ray_data.segment(
         ray_data.read(str(images)), model=model, labels=["grass " * 90], num_actors=1, num_cpus=0.75
     )
-    with ray_data.reported_errors(), pytest.raises(UserError, match="grass grass"):
-        with ray_data.reported_errors():
-            segmented.take_all()
+    with pytest.raises(UserError, match="grass grass"), ray_data.reported_errors():
+        segmented.take_all()

@@ -164,7 +164,9 @@ def test_what_is_offered_is_accepted():
 
 
 def test_addresses(monkeypatch):
+    """Refused in a bounded time: what is no address, where nothing listens, and where no Ray does."""
     monkeypatch.setattr(cluster, "SECONDS", 0.5)
+    monkeypatch.setattr(cluster, "SECONDS_TO_JOIN", 0.5)
     for address in ("head", "head:port", "ray://", ":1"):
         with pytest.raises(UserError, match="HOST:PORT"):
             cluster.check_answers(address)
@@ -174,4 +176,5 @@ def test_addresses(monkeypatch):
         with pytest.raises(UserError, match=rf"Nothing answers at the Ray address '127.0.0.1:{port}' within 0.5 s"):
             cluster.check_answers(f"127.0.0.1:{port}")
         server.listen()
-        cluster.check_answers(f"ray://127.0.0.1:{port}")
+        with pytest.raises(UserError, match=f"'127.0.0.1:{port}' is no Ray cluster .* within 0.5 s"):
+            cluster.check_answers(f"127.0.0.1:{port}")

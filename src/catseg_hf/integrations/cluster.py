@@ -2,6 +2,8 @@
 
 import math
 import socket
+import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,12 +15,15 @@ from ..errors import UserError, first_line
 READ_CPUS = 0.25  # of a task that reads or writes
 RESUME_CPUS = 1.0  # of the actor by which Ray leaves out the rows that a checkpoint has
 SECONDS = 10.0  # that a cluster may take to answer
+SECONDS_TO_JOIN = 60.0
 
 
 def check_answers(address: str):
     """
+    Tries to join a Ray cluster from another process, since to try what is none takes minutes and ends the process.
+
     Raises:
-        UserError: If it is no address, or nothing answers there within a few seconds.
+        UserError: If it is no address, nothing answers there within a few seconds, or no Ray within a minute.
     """
     parts = urlsplit(address if "//" in address else f"//{address}")
     try:
@@ -30,13 +35,23 @@ def check_answers(address: str):
             f"The Ray address is {address!r}, but HOST:PORT (as `ray start --head` prints it) or ray://HOST:PORT is "
             "needed."
         )
+    remedy = "start a cluster there with `ray start --head`, or leave the address out, to use this machine alone."
     try:
         socket.create_connection((host, port), timeout=SECONDS).close()
     except OSError as error:
         raise UserError(
-            f"Nothing answers at the Ray address {address!r} within {SECONDS:g} s ({first_line(error)}): start a "
-            "cluster there with `ray start --head`, or leave the address out, to use this machine alone."
+            f"Nothing answers at the Ray address {address!r} within {SECONDS:g} s ({first_line(error)}): {remedy}"
         ) from error
+    command = [sys.executable, "-c", "import sys, ray; ray.init(sys.argv[1], log_to_driver=False)", address]
+    try:
+        is_ray = subprocess.run(command, capture_output=True, timeout=SECONDS_TO_JOIN).returncode == 0
+    except subprocess.TimeoutExpired:
+        is_ray = False
+    if not is_ray:
+        raise UserError(
+            f"What answers at {address!r} is no Ray cluster of this version that can be joined within "
+            f"{SECONDS_TO_JOIN:g} s: {remedy}"
+        )
 
 
 @dataclass(frozen=True)

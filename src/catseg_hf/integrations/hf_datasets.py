@@ -80,8 +80,8 @@ def segment_dataset(
 
     Returns:
         The dataset with the columns that [`~images.rows.RowSegmenter.segment`] names. `class_map` is an `Image`, whose
-        values are the classes; of an `IterableDataset`, which decodes nothing behind a `map`, it is the bytes of a PNG,
-        and the images stay encoded too. A damaged image is a row with its `error`.
+        values are the classes; of an `IterableDataset`, which decodes nothing behind a `map`, it is the bytes of a
+        PNG, and the images stay encoded too. A damaged image is a row with its `error`.
 
     Raises:
         UserError: If there is no such column or one of the results' names, an option is not accepted, the model cannot

@@ -54,10 +54,12 @@ def connect(address: str | None = None):
     """
     if ray.is_initialized():
         return
-    if address is not None and address not in ("auto", "local"):
+    if address is None:
+        address = os.environ.get("RAY_ADDRESS") or None
+    if address not in (None, "auto", "local"):
         check_answers(address)
     try:
-        ray.init(address=address, log_to_driver=False, configure_logging=False, include_dashboard=False)
+        ray.init(address=address, log_to_driver=False, configure_logging=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UserError(f"There is no Ray cluster at {address!r}: {first_line(error)}.") from error
 
@@ -260,9 +262,10 @@ def reported_errors() -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        cause = error
-        while cause is not None:
-            if isinstance(cause, UserError) and not isinstance(cause, ray.exceptions.RayError):
-                raise cause from None
+        name, cause = f"{UserError.__module__}.{UserError.__qualname__}: ", error
+        while cause is not None:  # of an actor that could not be made there is the traceback's text alone
+            _, found, sentence = str(cause).rpartition(name)
+            if found:
+                raise UserError(sentence.strip()) from None
             cause = getattr(cause, "cause", None) or cause.__cause__
         raise
