@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
-from numbers import Real
 from threading import Lock
 from types import GeneratorType
 from typing import Any, Literal
@@ -25,7 +24,7 @@ from .image_pixels_catseg import check_value_range
 from .image_sources_catseg import URL_TIMEOUT, is_encoded, read_pixels, read_tiled
 from .post_processing_catseg import is_large, most_probable_bands
 from .refinement import refine_segmentation
-from .segment_tally_catseg import SegmentTally, count_segments
+from .segment_tally_catseg import SegmentTally, check_threshold, count_segments
 from .tiled_image_catseg import TiledImage, check_tile_overlap, check_tile_size
 from .tiles_catseg import DEFAULT_TILE_OVERLAP, GridAverage, blend_tiles
 
@@ -260,10 +259,7 @@ class OpenVocabularySegmentationPipeline(Pipeline):
         if prompt_templates is not None:
             forward_kwargs["prompt_templates"] = prompt_templates
         if threshold is not None:
-            is_number = isinstance(threshold, Real) and not isinstance(threshold, bool)
-            if not is_number or not 0 <= threshold <= 1:
-                raise UserError(f"`threshold` must be a probability between 0 and 1, got {threshold!r}.")
-            forward_kwargs["threshold"] = postprocess_kwargs["threshold"] = threshold
+            forward_kwargs["threshold"] = postprocess_kwargs["threshold"] = check_threshold(threshold)
         if return_segmentation_map is not None:
             postprocess_kwargs["return_segmentation_map"] = return_segmentation_map
         if return_probabilities is not None:

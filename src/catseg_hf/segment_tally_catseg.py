@@ -1,9 +1,13 @@
 """The label map of a large image and the scores of its segments, of bands of its rows that need not be kept."""
 
+from numbers import Real
+from typing import Any
+
 import torch
 
 from .bands_catseg import Band
 from .class_words_catseg import ClassWords
+from .errors import UserError
 
 
 # Counting takes several times the memory of what is counted.
@@ -61,3 +65,14 @@ def count_segments(
     areas = torch.bincount(classes, minlength=num_classes + 1)[1:]
     sums = torch.bincount(classes, weights=probability.flatten().double(), minlength=num_classes + 1)[1:]
     return segmentation, torch.stack([areas.double(), sums])
+
+
+def check_threshold(threshold: Any) -> float:
+    """
+    Raises:
+        UserError: If it is no probability.
+    """
+    is_number = isinstance(threshold, Real) and not isinstance(threshold, bool)
+    if not is_number or not 0 <= threshold <= 1:
+        raise UserError(f"`threshold` must be a probability between 0 and 1, got {threshold!r}.")
+    return threshold

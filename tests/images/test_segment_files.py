@@ -157,7 +157,7 @@ def test_lines_keep_the_order_of_the_images(segment, monkeypatch):
 def test_not_more_is_read_than_is_needed_soon():
     taken = []
     with ThreadPoolExecutor(1) as threads:
-        results = segmentation._map_ahead(threads, str, map(taken.append, range(10)), 2)
+        results = segmentation.map_ahead(threads, str, map(taken.append, range(10)), 2)
         next(results)
         assert len(taken) == 3
         assert len(list(results)) == 9
@@ -170,7 +170,7 @@ def test_not_more_waits_to_be_written_than_there_is_memory_for():
         for index in range(4):
             if index == 2:
                 third_is_asked_for.set()
-            yield segmentation._Image(index, {}, num_pixels=10)
+            yield segmentation.ImageInWork(index, {}, num_pixels=10)
 
     def write(image):
         if image.index == 0:

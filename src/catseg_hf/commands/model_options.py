@@ -48,9 +48,12 @@ def add_model_options(parser: argparse.ArgumentParser):
     parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16", "float16"], default="auto")
 
 
-def load_model(arguments: argparse.Namespace) -> "tuple[OpenVocabularySegmentationPipeline, ClassWords]":
+def load_model(
+    arguments: argparse.Namespace, is_quiet: bool = False
+) -> "tuple[OpenVocabularySegmentationPipeline, ClassWords]":
     """
-    The model that the options name, with its processor, and the classes to look for.
+    The model that the options name, with its processor, and the classes to look for. Unless it is quiet, it is said
+    if that is the embedded model.
 
     Raises:
         UserError: If there is no such device, the model cannot be loaded, or the labels are not accepted.
@@ -59,7 +62,7 @@ def load_model(arguments: argparse.Namespace) -> "tuple[OpenVocabularySegmentati
     from ..loading import load_segmenter
     from ..utils.processes import speaks_for_all
 
-    if arguments.model == EMBEDDED_MODEL and speaks_for_all():
+    if arguments.model == EMBEDDED_MODEL and speaks_for_all() and not is_quiet:
         print(
             "Using the small model that comes with catseg_hf, which knows 135 words for emoji and textures and "
             "nothing of photographs: --model base is for these.",

@@ -2,6 +2,8 @@
 
 import argparse
 import sys
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +13,7 @@ from .model_options import add_model_options, load_model, positive
 
 
 if TYPE_CHECKING:
-    from ..images.segmentation import FileSegmenter
+    from ..images.segmentation import Engine, FileSegmenter
 
 
 def add_parser(commands: argparse._SubParsersAction):
@@ -82,9 +84,32 @@ def add_parser(commands: argparse._SubParsersAction):
         type=positive,
         help="the largest image that is read (default: Pillow's limit, 178956970)",
     )
+    parser.add_argument(
+        "--engine",
+        choices=["processes", "ray"],
+        default="processes",
+        help="what shares the images: the processes of a launcher, or Ray's actors, on one machine or several "
+        "(default: %(default)s)",
+    )
+    parser.add_argument(
+        "--ray_address", metavar="HOST:PORT", help="with --engine ray: a cluster (default: this machine)"
+    )
+    parser.add_argument(
+        "--actors", type=positive, metavar="N", help="with --engine ray: how many (default: one for a GPU, or a CPU)"
+    )
+    parser.add_argument(
+        "--actor_cpus", type=float, metavar="CPUS", help="with --engine ray: CPUs of each (default: all but a few)"
+    )
+    parser.add_argument(
+        "--actor_gpus", type=float, metavar="GPUS", help="with --engine ray: GPUs of each, such as 0.5 (default: 1)"
+    )
 
 
 def _check_options(parser: argparse.ArgumentParser, arguments: argparse.Namespace):
+    if arguments.engine != "ray":
+        for name in ("ray_address", "actors", "actor_cpus", "actor_gpus"):
+            if getattr(arguments, name) is not None:
+                parser.error(f"--{name} goes with --engine ray")
     if not arguments.formats and (arguments.instances or arguments.min_area is not None):
         option = "--instances" if arguments.instances else "--min_area"
         parser.error(f"{option} goes with --format, since label maps have all pixels of a class")
@@ -94,55 +119,82 @@ def run(arguments: argparse.Namespace) -> int:
     """Segments the images, in one of the processes that share them or alone; returns the exit status."""
     from ..image_io_catseg import raise_pixel_limit
     from ..images.sources import find_images
+    from ..utils.files import locked_folder
     from ..utils.processes import join_processes
 
     if arguments.max_image_pixels is not None:
         raise_pixel_limit(arguments.max_image_pixels)
     with join_processes() as processes:
+        if arguments.engine == "ray" and processes.size > 1:
+            raise UserError(
+                f"--engine ray shares the images itself, but there are {processes.size} processes: start the command "
+                "without a launcher."
+            )
         images, failures = processes.first(lambda: find_images(arguments.images))
         if images:
-            job = processes.each(lambda: _prepare(arguments, images))
-            failures += job.run(processes, failures, arguments.resume)
+            engine = None
+            if arguments.engine == "ray":
+                job, engine = _prepare_for_ray(arguments, images)
+            else:
+                job = processes.each(lambda: _prepare(arguments, images))
+            with ExitStack() as lock:
+                processes.first(lambda: lock.enter_context(locked_folder(arguments.output)))
+                failures += job.run(processes, failures, arguments.resume, engine)
         if processes.is_first:
             for _, error in failures:
                 print(f"catseg-hf: {printable(error)}", file=sys.stderr)
     return 1 if failures else 0
 
 
-def _prepare(arguments: argparse.Namespace, images: list[str]) -> "FileSegmenter":
+def _prepare_for_ray(arguments: argparse.Namespace, images: list[str]) -> "tuple[FileSegmenter, Engine]":
+    try:
+        from ..integrations.ray_data import choose_actors, connect, ray
+        from ..integrations.ray_files import make_engine
+    except ImportError as error:
+        raise UserError(f"--engine ray is asked for. {error}") from error
+
+    connect(arguments.ray_address)
+    actors = choose_actors(ray.nodes(), arguments.actors, arguments.actor_cpus, arguments.actor_gpus)
+    device, arguments.device = arguments.device or actors.device, "cpu"
+    job = _prepare(arguments, images)
+    # What does not go with a job to another process.
+    left_out = {"run", "check", "images"}
+    options = {name: value for name, value in vars(arguments).items() if name not in left_out}
+    options |= {"device": device, "dtype": job.settings.dtype.removeprefix("torch."), "formats": []}
+    return job, make_engine(job, partial(_prepare_in_actor, argparse.Namespace(**options)), actors)
+
+
+def _prepare_in_actor(arguments: argparse.Namespace) -> "FileSegmenter":
+    from ..image_io_catseg import raise_pixel_limit
+
+    if arguments.max_image_pixels is not None:
+        raise_pixel_limit(arguments.max_image_pixels)
+    return _prepare(arguments, [], is_quiet=True)
+
+
+def _prepare(arguments: argparse.Namespace, images: list[str], is_quiet: bool = False) -> "FileSegmenter":
     from ..annotations.writing import AnnotationFiles
-    from ..image_pixels_catseg import check_value_range
-    from ..images.origins import Settings
+    from ..images.batches import check_settings
     from ..images.segmentation import FileSegmenter, check_output
     from ..loading import load_mask_generator
-    from ..tiled_image_catseg import check_tile_overlap, check_tile_size
-    from ..tiles_catseg import DEFAULT_TILE_OVERLAP
     from ..utils.processes import own_accelerator
 
-    tile_size, tile_overlap = arguments.tile_size, arguments.tile_overlap
-    if tile_overlap is not None and tile_size is None:
-        raise UserError(f"--tile_overlap is {tile_overlap}, but there are no tiles: give --tile_size too.")
     check_output(arguments.output)
     arguments.device = arguments.device or own_accelerator()
     annotation_files = AnnotationFiles(arguments.formats, arguments.instances, arguments.min_area or 1)
-    segmenter, classes = load_model(arguments)
+    segmenter, classes = load_model(arguments, is_quiet)
     annotation_files.check(classes.names, arguments.output, images)
-    value_range = None if arguments.value_range is None else check_value_range(arguments.value_range)
-    dtype = str(segmenter.model.dtype)
-    model = segmenter.model.name_or_path  # where weights by name lie
-    if tile_size is not None:
-        check_tile_size(tile_size, segmenter.model.config)
-        tile_overlap = check_tile_overlap(DEFAULT_TILE_OVERLAP if tile_overlap is None else tile_overlap)
-    settings = Settings(
-        model,
-        arguments.sam,
+    settings = check_settings(
+        segmenter.model.config,
+        segmenter.model.name_or_path,  # where weights by name lie
         classes,
-        arguments.threshold,
-        value_range,
-        dtype,
-        arguments.upsampling,
-        tile_size,
-        tile_overlap,
+        str(segmenter.model.dtype),
+        sam=arguments.sam,
+        threshold=arguments.threshold,
+        value_range=arguments.value_range,
+        upsampling=arguments.upsampling,
+        tile_size=arguments.tile_size,
+        tile_overlap=arguments.tile_overlap,
     )
     return FileSegmenter(
         segmenter,

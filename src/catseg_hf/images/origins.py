@@ -54,6 +54,11 @@ class Settings:
         return {name: _digest(value) for name, value in settings.items()}
 
 
+def other_settings(found: dict[str, str], wanted: dict[str, str]) -> list[str]:
+    """The names of the settings, of their digests, that are not the same."""
+    return [name for name in {**wanted, **found} if found.get(name) != wanted.get(name)]
+
+
 def describe_input(source: str) -> str:
     """A digest of an image's URL, or of its path, size and time."""
     return _digest([identity(source), None if is_url(source) else _state(source)])

@@ -11,7 +11,7 @@ from PIL import Image, PngImagePlugin
 from ..errors import UserError
 from ..utils.files import replaced_file
 from ..visualization import area_shares, class_color, describe_numbers, draw_segmentation
-from .origins import Settings
+from .origins import Settings, other_settings
 
 
 LARGEST_CLASSES = 5
@@ -81,9 +81,7 @@ def read_result(path: Path, origin: dict[str, Any]) -> dict[str, Any] | None:
     """
     written = [_read_origin(file) for file in _files(path).values()]
     for found in filter(None, written):
-        settings = found["settings"]
-        names = {**origin["settings"], **settings}
-        if differences := [name for name in names if settings.get(name) != origin["settings"].get(name)]:
+        if differences := other_settings(found["settings"], origin["settings"]):
             raise UserError(
                 f"{path.parent} holds results with another {', '.join(differences)}, {path.name} among them: repeat "
                 "what they were made with, or name another --output."

@@ -2,12 +2,13 @@
 
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from PIL import Image
@@ -19,6 +20,8 @@ from ..image_sources_catseg import read_pixels
 from ..pipeline_catseg import OpenVocabularySegmentationPipeline
 from ..tiled_image_catseg import check_tile_fits
 from ..utils.processes import Processes
+from .ahead import map_ahead, worker_threads
+from .batches import BatchSegmenter
 from .origins import Settings, describe_input
 from .results import list_largest, read_result, write_result, write_summary
 from .sources import choose_names
@@ -28,11 +31,9 @@ READERS, WRITERS = 2, 4
 # Of images that are being written or wait for it: about 11 bytes for each, and what the writers need.
 MAX_PIXELS = 2**26
 
-Item, Value = TypeVar("Item"), TypeVar("Value")
-
 
 @dataclass
-class _Image:
+class ImageInWork:
     """
     An image on its way.
 
@@ -53,6 +54,10 @@ class _Image:
     error: str | None = None
     result: dict[str, Any] | None = None
     record: dict[str, Any] | None = None
+
+
+# What segments batches of the images' indices, and gives each of these images, in any order.
+Engine = Callable[[list[range]], Generator[ImageInWork, None, None]]
 
 
 class FileSegmenter:
@@ -84,13 +89,18 @@ class FileSegmenter:
     ):
         self.segmenter, self.images, self.output, self.settings = segmenter, images, output, settings
         self.paths = [output / name for name in choose_names(images, output)]
-        self.candidate_labels = None if own_vocabulary else settings.classes
-        self.mask_generator, self.batch_size = mask_generator, batch_size
-        self.shows_tiles = False
+        self.batch_size, self.is_of_one_image = batch_size, len(images) == 1
+        self.batches = BatchSegmenter(
+            segmenter, settings, own_vocabulary=own_vocabulary, mask_generator=mask_generator, batch_size=batch_size
+        )
         self.annotation_files = annotation_files
 
     def run(
-        self, processes: Processes, failures: list[tuple[str, str]], resume: bool = False
+        self,
+        processes: Processes,
+        failures: list[tuple[str, str]],
+        resume: bool = False,
+        engine: Engine | None = None,
     ) -> list[tuple[str, str]]:
         """
         Segments what no other process does, prints a line for every image, and writes the summary of all.
@@ -100,6 +110,7 @@ class FileSegmenter:
             failures (`list[tuple[str, str]]`): What else the summary names as unreadable, each with a sentence that
                 says why.
             resume (`bool`): Whether to leave out batches of images that have their results.
+            engine (`Callable`, *optional*): What segments the batches; by default these processes, by [`segment`].
 
         Returns:
             The images that could not be read in any of the processes, in their order, each with such a sentence.
@@ -114,7 +125,8 @@ class FileSegmenter:
         batches = [range(start, min(start + self.batch_size, len(self.images))) for start in starts]
         # Whole ones, since other images of a batch can decide on the last bit of a result.
         left = [batch for batch in batches if not done.keys() >= set(batch)]
-        segmented, unreadable = processes.each(lambda: self._segment_all(left, processes))
+        engine = engine or (lambda batches: self.segment(processes.take(batches)))
+        segmented, unreadable = processes.each(lambda: self._report(engine(left), left, processes))
         for index in (index for batch in left for index in batch):
             done.pop(index, None)
         records = _merge([done, *processes.gather(segmented)])
@@ -134,22 +146,32 @@ class FileSegmenter:
 
         return _merge(processes.gather(processes.each(find)))
 
-    def _segment_all(
-        self, batches: list[range], processes: Processes
+    def segment(self, batches: Iterable[range]) -> Generator[ImageInWork, None, None]:
+        """The images of batches, in their order, each when its results are written or it could not be read."""
+        with worker_threads(READERS) as readers, worker_threads(WRITERS) as writers:
+            read = map_ahead(readers, self._read, batches, READERS)
+            segmented = (image for images in read for image in self._segment(images))
+            yield from _map_behind(writers, self._write, segmented, MAX_PIXELS)
+
+    def part(self, images: list[str], paths: list[Path], digests: dict[str, str]) -> "FileSegmenter":
+        """The same for other images, whose names have been chosen, of a job with these digests of its settings."""
+        part = copy(self)
+        part.images, part.paths, part.digests = images, paths, digests
+        return part
+
+    def _report(
+        self, images: Generator[ImageInWork, None, None], batches: list[range], processes: Processes
     ) -> tuple[dict[int, dict[str, Any]], dict[int, str]]:
-        """Records and errors, by the images' indices."""
+        """Shows what becomes of the batches; returns records and errors, by the images' indices."""
         records, errors = {}, {}
         num_done = len(self.images) - sum(map(len, batches))
         disable = None if processes.is_first else True
-        self.shows_tiles = processes.is_first and sys.stderr.isatty()
+        self.batches.shows_tiles = processes.is_first and sys.stderr.isatty()
         with (
             tqdm(total=len(self.images), initial=num_done, unit="image", disable=disable) as progress,
-            _worker_threads(READERS) as readers,
-            _worker_threads(WRITERS) as writers,
+            closing(images),
         ):
-            read = _map_ahead(readers, self._read, processes.take(batches), READERS)
-            segmented = (image for images in read for image in self._segment(images))
-            for image in _map_behind(writers, self._write, segmented, MAX_PIXELS):
+            for image in images:
                 if image.error is None:
                     records[image.index] = image.record
                     shares = {segment["label"]: segment["area"] for segment in image.record["segments"]}
@@ -161,8 +183,8 @@ class FileSegmenter:
                 progress.update(num_done + processes.add_done(1) - progress.n)
         return records, errors
 
-    def _read(self, batch: range) -> list[_Image]:
-        images = [_Image(index, self._origin(index)) for index in batch]
+    def _read(self, batch: range) -> list[ImageInWork]:
+        images = [ImageInWork(index, self._origin(index)) for index in batch]
         for image in images:
             try:
                 image.pixels = read_pixels(
@@ -175,58 +197,22 @@ class FileSegmenter:
                 image.error = str(error)
         return images
 
-    def _segment(self, images: list[_Image]) -> list[_Image]:
+    def _segment(self, images: list[ImageInWork]) -> list[ImageInWork]:
         readable = [image for image in images if image.error is None]
-        self.segmenter.call_count = 0  # after a few calls transformers would advise to make a single one
-        if self.settings.tile_size is None:
-            results = self._call_pipeline([image.pixels for image in readable], batch_size=len(readable))
-        else:
-            results = [self._segment_tiles(image) for image in readable]
+        tile_size = self.settings.tile_size
+        if self.is_of_one_image and tile_size is not None:
+            for image in readable:
+                check_tile_fits(tile_size, tuple(image.pixels.shape[1:]), f"The image {self.images[image.index]!r}")
+        results = self.batches.segment([image.pixels for image in readable])
         for image, result in zip(readable, results, strict=True):
-            for segment in result["segments"]:
-                del segment["mask"]  # as large as the image
             image.result = result
         return images
 
-    def _segment_tiles(self, image: _Image) -> dict[str, Any]:
-        size, tile_size = tuple(image.pixels.shape[1:]), self.settings.tile_size
-        if len(self.images) == 1:
-            check_tile_fits(tile_size, size, f"The image {self.images[image.index]!r}")
-        if tile_size > max(size):
-            return self._call_pipeline(image.pixels)
-        # A bar for those alone that take long.
-        with tqdm(unit="tile", leave=False, delay=2, disable=not self.shows_tiles) as progress:
-
-            def show(done: int, total: int):
-                progress.total = total
-                progress.update(done - progress.n)
-
-            return self._call_pipeline(
-                image.pixels,
-                batch_size=self.batch_size,
-                tile_size=tile_size,
-                tile_overlap=self.settings.tile_overlap,
-                on_tiles=show,
-            )
-
-    def _call_pipeline(self, images: torch.Tensor | list[torch.Tensor], **options: Any) -> Any:
-        return self.segmenter(
-            images,
-            self.candidate_labels,
-            threshold=self.settings.threshold,
-            mask_generator=self.mask_generator,
-            upsampling=self.settings.upsampling,
-            return_segmentation_map=True,
-            **options,
-        )
-
-    def _write(self, image: _Image) -> _Image:
+    def _write(self, image: ImageInWork) -> ImageInWork:
         if image.error is None:
             path, pixels = self.paths[image.index], Image.fromarray(image.pixels.permute(1, 2, 0).numpy())
-            has_gaps = self.settings.threshold is not None or self.settings.classes.has_background
-            image.record = write_result(
-                path, pixels, image.result, self.settings.classes.names, has_gaps, image.origin
-            )
+            names, has_gaps = self.settings.classes.names, self.batches.has_gaps
+            image.record = write_result(path, pixels, image.result, names, has_gaps, image.origin)
             image.pixels = image.result = None
         return image
 
@@ -243,32 +229,12 @@ def check_output(output: Path):
         raise UserError(f"The output {str(output)!r} is a file, but a folder is needed.")
 
 
-@contextmanager
-def _worker_threads(count: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads that end with the `with` block, of whatever it ends: what they have begun is completed."""
-    threads = ThreadPoolExecutor(count)
-    try:
-        yield threads
-    finally:
-        threads.shutdown(cancel_futures=True)
-
-
-def _map_ahead(
-    threads: ThreadPoolExecutor, function: Callable[[Item], Value], items: Iterable[Item], count: int
-) -> Iterator[Value]:
-    """What the function returns for each item, while `count` more are worked on or waiting."""
-    waiting = deque()
-    for item in items:
-        waiting.append(threads.submit(function, item))
-        if len(waiting) > count:
-            yield waiting.popleft().result()
-    for future in waiting:
-        yield future.result()
-
-
 def _map_behind(
-    threads: ThreadPoolExecutor, function: Callable[[_Image], _Image], images: Iterable[_Image], max_pixels: int
-) -> Iterator[_Image]:
+    threads: ThreadPoolExecutor,
+    function: Callable[[ImageInWork], ImageInWork],
+    images: Iterable[ImageInWork],
+    max_pixels: int,
+) -> Iterator[ImageInWork]:
     """What the function returns for each image, in their order and as soon as it is there. While those that are worked
     on or waiting have more than `max_pixels` together, no other one is asked for."""
     waiting, num_pixels = deque(), 0

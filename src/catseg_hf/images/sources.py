@@ -38,8 +38,7 @@ def find_images(arguments: list[str]) -> tuple[list[str], list[tuple[str, str]]]
     for none, or is left out of a folder, with a sentence that says so. Folders and patterns leave out what an earlier
     run wrote.
     """
-    reads_heic()
-    extensions = {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}
+    extensions = image_extensions()
     images, failures = {}, []
     for argument in arguments:
         if is_url(argument):
@@ -66,6 +65,12 @@ def find_images(arguments: list[str]) -> tuple[list[str], list[tuple[str, str]]]
         for image in found:
             images.setdefault(identity(image), image)
     return list(images.values()), failures
+
+
+def image_extensions() -> set[str]:
+    """Of the files that are read here, in small letters and with their dots."""
+    reads_heic()
+    return {suffix for suffix, name in Image.registered_extensions().items() if name in Image.OPEN}
 
 
 def _list_unread(folder: str, names: list[str]) -> list[tuple[str, str]]:

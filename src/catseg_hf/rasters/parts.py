@@ -63,8 +63,6 @@ class Parts:
                 written.
         """
         folder = output.parent / f".{output.name}.parts"
-        with explained_write_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
         with locked_folder(folder, output):
             stored = _read_settings(folder) if resume else None
             if stored is None:

@@ -147,7 +147,6 @@ def built_aside(folder: Path) -> Iterator[Path]:
     with explained_write_errors(folder):
         if aside.is_symlink():  # what it leads to is not this run's to clear
             aside.unlink()
-        aside.mkdir(parents=True, exist_ok=True)
     with locked_folder(aside, folder):
         try:
             with explained_write_errors(folder):
@@ -164,18 +163,20 @@ def built_aside(folder: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def locked_folder(aside: Path, output: Path) -> Iterator[None]:
+def locked_folder(folder: Path, output: Path | None = None) -> Iterator[None]:
     """
-    Keeps other runs out of a folder until the block or the process ends, where the file system knows locks: some
-    networks' do not.
+    Keeps other runs out of a folder, which is made where it is missing, until the block or the process ends, where the
+    file system knows locks: some networks' do not. `output` is what is written there, by default the folder.
 
     Raises:
-        UserError: If another run is writing `output` there.
+        UserError: If another run is writing there, or the folder cannot be made.
     """
+    with explained_write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     if fcntl is None:
         yield
         return
-    descriptor = os.open(aside, os.O_RDONLY)
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -184,9 +185,10 @@ def locked_folder(aside: Path, output: Path) -> Iterator[None]:
         except OSError:
             is_free = True
         else:
-            is_free = _is_at(aside, descriptor)  # the other run may have moved it into place between the two calls
+            is_free = _is_at(folder, descriptor)  # the other run may have moved it into place between the two calls
         if not is_free:
-            raise UserError(f"Another run is writing {output} (in {aside}): wait for it, or name another one.")
+            where = "" if output is None else f" (in {folder})"
+            raise UserError(f"Another run is writing {output or folder}{where}: wait for it, or name another one.")
         yield
     finally:
         os.close(descriptor)

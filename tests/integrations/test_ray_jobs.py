@@ -1,0 +1,241 @@
+"""Jobs on Ray: the bytes of plain processes, whatever is killed, damaged or asked for twice."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from catseg_hf import cli
+from catseg_hf.errors import UserError
+from catseg_hf.utils.files import locked_folder
+from catseg_testing.mixed_images import WORDS, save_quick_model, write_mixed_images
+
+
+ray = pytest.importorskip("ray")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+from catseg_hf.integrations import ray_data  # noqa: E402  needs Ray
+from catseg_hf.integrations.tables import TableSegmenter  # noqa: E402
+
+
+NUM_IMAGES = 26
+SECONDS = 120  # for what happens soon if it happens at all
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    return str(save_quick_model(tmp_path_factory.mktemp("model")))
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    write_mixed_images(folder, NUM_IMAGES)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(images, model, tmp_path_factory) -> dict[str, np.ndarray]:
+    """The class maps that the command writes, by the images' names."""
+    return class_maps(run_plainly(images, model, tmp_path_factory.mktemp("expected")))
+
+
+def command(images: Path, model: str, output: Path) -> list[str]:
+    options = ["--labels", ", ".join(WORDS), "--model", model, "--output", output, "--device=cpu"]
+    return ["segment", *map(str, [images, *options])]
+
+
+def run_plainly(images: Path, model: str, output: Path) -> Path:
+    assert cli.main(command(images, model, output)) == 1
+    return output
+
+
+def class_maps(output: Path) -> dict[str, np.ndarray]:
+    records = json.loads((output / "summary.json").read_text())["images"]
+    return {Path(record["image"]).name: np.asarray(Image.open(output / record["labels"])) for record in records}
+
+
+def check_rows(rows: list[dict], expected: dict[str, np.ndarray], num_images: int = NUM_IMAGES):
+    names = [Path(row["path"]).name for row in rows]
+    assert len(rows) == num_images and set(Counter(names).values()) == {1}
+    for name, row in zip(names, rows, strict=True):
+        if name in expected:
+            assert row["error"] is None
+            assert np.array_equal(np.asarray(Image.open(io.BytesIO(row["class_map"]))), expected[name]), name
+        else:
+            assert row["error"] and row["class_map"] is None
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_an_actor_is_killed(model, tmp_path):
+    """The command on two actors, one of which dies: every byte is that of one plain process."""
+    images = tmp_path / "images"
+    images.mkdir()
+    write_mixed_images(images, 200)
+    complete = run_plainly(images, model, tmp_path / "plain")
+    output = tmp_path / "ray"
+    options = ["--engine=ray", "--actors=2", "--actor_cpus=0.75"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "catseg_hf.cli", *command(images, model, output), *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "RAY_ADDRESS": "local"},
+    )
+    deadline = time.monotonic() + SECONDS
+    while not output.is_dir() or len(list(output.glob("*_labels.png"))) < 20:
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
+        time.sleep(0.05)
+    actors = [
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if "FileActor" in "".join(child.cmdline())
+    ]
+    assert len(actors) == 2
+    actors[0].send_signal(signal.SIGKILL)
+    stdout, stderr = process.communicate(timeout=SECONDS)
+    assert process.returncode == 1, stderr
+    assert contents(output) == {
+        name: content.replace(str(complete).encode(), str(output).encode())
+        for name, content in contents(complete).items()
+    }
+    assert stdout.count(f"\n{images}") + stdout.startswith(str(images)) == 180
+    assert "Segmented 180 images" in stdout and stderr.count("could not be read") == 20
+
+
+def test_sources(cluster, images, tmp_path):
+    """Folders, parquet, tar files and a file system of fsspec give the bytes of the files."""
+    files = {path.name: path.read_bytes() for path in images.iterdir()}
+    pq.write_table(pa.table({"path": list(files), "bytes": list(files.values())}), tmp_path / "table.parquet")
+    for shard in range(2):
+        with tarfile.open(tmp_path / f"{shard}.tar", "w") as tar:
+            for path in sorted(images.iterdir())[shard::2]:
+                tar.add(path, path.name)
+    sources = [
+        ray_data.read(str(images)),
+        ray_data.read(str(images), filesystem=fsspec.filesystem("local")),
+        ray_data.read(str(tmp_path / "table.parquet"), "parquet"),
+        ray_data.read([str(tmp_path / f"{shard}.tar") for shard in range(2)], "webdataset"),
+    ]
+    for dataset in sources:
+        assert {Path(row["path"]).name: row["bytes"] for row in dataset.take_all()} == files
+        assert dataset.count() == NUM_IMAGES
+
+
+@pytest.fixture(scope="module")
+def segmenter(model) -> TableSegmenter:
+    return TableSegmenter(model=model, labels=WORDS, device="cpu")
+
+
+def test_arrays_of_read_images(cluster, segmenter, images):
+    """Palettes are refused, colours are taken, in batches of different sizes."""
+    paths = [str(images / name) for name in ("000.jpg", "001.png", "006.gif", "018.png")]
+    dataset = ray.data.read_images(paths, include_paths=True, num_cpus=0.25)
+    segmenter.image_column = "image"
+    for batch_size in (1, 4):
+        errors = {}
+        for batch in dataset.iter_batches(batch_size=batch_size, batch_format="pyarrow"):
+            errors |= {Path(row["path"]).name: row["error"] for row in segmenter(batch).to_pylist()}
+        assert errors["000.jpg"] is errors["018.png"] is None
+        assert all("indices of a palette" in errors[name] for name in ("001.png", "006.gif"))
+    segmenter.image_column = "bytes"
+
+
+def test_a_shard_that_ends_early(cluster, segmenter, images, expected, tmp_path):
+    whole, cut = io.BytesIO(), tmp_path / "cut.tar"
+    with tarfile.open(fileobj=whole, mode="w") as tar:
+        for path in sorted(images.iterdir())[:3]:
+            tar.add(path, path.name)
+        end = tar.offset
+    cut.write_bytes(whole.getvalue()[:end])
+    rows = segmenter(ray_data.read(str(cut), "webdataset").take_batch(batch_format="pyarrow")).to_pylist()
+    assert len(rows) == 4 and rows[-1]["path"] == str(cut)
+    assert "ends early or is damaged, behind 3 images" in rows[-1]["error"]
+    check_rows(rows[:3], expected, num_images=3)
+    (tmp_path / "cut.parquet").write_bytes(b"PAR1" + bytes(100))
+    with pytest.raises(UserError, match="cut.parquet"), ray_data.reported_errors():
+        ray_data.read(str(tmp_path / "cut.parquet"), "parquet").take_all()
+
+
+JOB = """
+import sys
+import ray
+from catseg_hf.integrations.ray_data import segment_to_parquet
+
+images, output, model, *resume = sys.argv[1:]
+ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
+segment_to_parquet(
+    images, output, model=model, labels="grass, water, snow", num_actors=2, num_cpus=0.75, resume=bool(resume)
+)
+"""
+
+
+def test_a_job_is_killed_and_resumed(model, images, expected, tmp_path):
+    output = tmp_path / "out"
+    arguments = [sys.executable, "-c", JOB, str(images), str(output), model]
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + SECONDS
+    while not list((output / "segments").glob("*.parquet")):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    written = {path: path.stat().st_mtime_ns for path in (output / "segments").glob("*.parquet")}
+    done = subprocess.run([*arguments, "resume"], capture_output=True, text=True, timeout=SECONDS)
+    assert done.returncode == 0, done.stderr
+    check_rows(pq.read_table(output / "segments").to_pylist(), expected)
+    assert all(path.stat().st_mtime_ns == changed for path, changed in written.items() if path.exists())
+
+
+def test_jobs_that_are_refused(cluster, model, images, tmp_path):
+    def segment(output: Path, **options):
+        return ray_data.segment_to_parquet(
+            str(images), output, **{"model": model, "labels": WORDS, "num_actors": 1, **options}
+        )
+
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "settings.json").write_text("{}")
+    with pytest.raises(UserError, match="is not empty"):
+        segment(tmp_path / "full")
+    with pytest.raises(UserError, match="holds results with another model, labels"):
+        segment(tmp_path / "full", resume=True)
+    with locked_folder(tmp_path / "busy"), pytest.raises(UserError, match="Another run is writing"):
+        segment(tmp_path / "busy")
+    with pytest.raises(UserError, match="no column 'photo', but 'bytes', 'path'"):
+        segment(tmp_path / "column", image_column="photo")
+    with pytest.raises(UserError, match="give each at most 0.75 CPUs"):
+        segment(tmp_path / "cpus", num_cpus=2.0)
+    with pytest.raises(UserError, match="Nothing can be read at"):
+        ray_data.segment_to_parquet(str(tmp_path / "none"), tmp_path / "out", model=model)
+    assert not list(tmp_path.glob("*/segments"))
+
+
+def test_a_label_that_no_actor_takes(cluster, model, images):
+    segmented = ray_data.segment(
+        ray_data.read(str(images)), model=model, labels=["grass " * 90], num_actors=1, num_cpus=0.75
+    )
+    with pytest.raises(UserError, match="grass grass"), ray_data.reported_errors():
+        segmented.take_all()
