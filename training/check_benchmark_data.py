@@ -21,7 +21,7 @@ from catseg_hf.errors import UserError, reports_errors
 from catseg_training.benchmarks.description import Benchmark
 from catseg_training.benchmarks.files import find_files
 from catseg_training.benchmarks.images import BenchmarkImages
-from catseg_training.benchmarks.published import PUBLISHED, find_benchmark
+from catseg_training.benchmarks.published import PUBLISHED, find_benchmarks
 from catseg_training.report.results import prediction_grid
 from catseg_training.workers import DEFAULT_NUM_WORKERS, LoadedBatches, explained_ends_of_workers, open_loader
 
@@ -100,7 +100,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         nargs="+",
         default=[benchmark.name for benchmark in PUBLISHED],
         metavar="NAME_OR_JSON",
-        help="what to look for: published benchmarks (default: all, %(default)s) or files that describe others",
+        help="what to look for: published benchmarks (default: %(default)s), mess or members of it, or files that "
+        "describe others",
     )
     parser.add_argument("--output_dir", type=Path, default=Path("benchmark_data"), help="for the pages (%(default)s)")
     parser.add_argument("--read_all", action="store_true", help="read every image and label")
@@ -111,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="processes that read (2, or 1 where there is one CPU)",
     )
     args = parser.parse_args(arguments)
-    benchmarks = [find_benchmark(name) for name in args.benchmarks]
+    benchmarks = find_benchmarks(args.benchmarks)
     is_complete = True
     for benchmark in benchmarks:
         page = args.output_dir / f"{benchmark.name}.png"

@@ -28,7 +28,7 @@ from catseg_training.benchmarks.card import write_model_card
 from catseg_training.benchmarks.evaluation import evaluate_benchmark
 from catseg_training.benchmarks.files import find_files
 from catseg_training.benchmarks.predictors import FilePredictor, ModelPredictor
-from catseg_training.benchmarks.published import PUBLISHED, find_benchmark
+from catseg_training.benchmarks.published import PUBLISHED, find_benchmarks
 from catseg_training.benchmarks.report import summary_table, write_benchmark_report, write_summary
 from catseg_training.interruption import TerminationNotice
 from catseg_training.model import load_checkpoint
@@ -63,7 +63,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         nargs="+",
         required=True,
         metavar="NAME_OR_JSON",
-        help=f"{', '.join(benchmark.name for benchmark in PUBLISHED)}, or JSON files that describe others",
+        help=f"{', '.join(benchmark.name for benchmark in PUBLISHED)}; mess or members of it, such as "
+        "suim_sem_seg_test; or JSON files that describe others",
     )
     parser.add_argument("--data_root", type=Path, required=True, help="folder of the downloads")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder for the results")
@@ -131,9 +132,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def evaluate(args: argparse.Namespace, accelerator: Accelerator, notice: TerminationNotice) -> int:
     """Evaluates everything that was asked for; returns the exit status."""
-    benchmarks = [find_benchmark(name) for name in dict.fromkeys(args.benchmarks)]
-    if len({benchmark.name for benchmark in benchmarks}) < len(benchmarks):
-        raise UserError("Two of the benchmarks have the same name: give them different ones.")
+    benchmarks = find_benchmarks(args.benchmarks)
     # Before any time is spent on the first of them.
     files = {benchmark.name: find_files(benchmark, args.data_root) for benchmark in benchmarks}
     predictor = build_predictor(args, accelerator)

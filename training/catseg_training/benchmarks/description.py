@@ -17,6 +17,10 @@ from catseg_hf.utils.files import read_json, stays_inside
 MAX_ID = 65535
 # Ways to store labels, see `labels.py`.
 LABEL_FORMATS = ("ids", "ade20k_full", "matlab", "context_json")
+RULES = {
+    "mean_iou_present": "mean over the classes that occur in the labels (detectron2 since July 2022, the paper)",
+    "mean_iou": "mean over the classes that occur in labels or predictions (evaluate, mmsegmentation, MESS)",
+}
 JSON_KEYS = (
     "name",
     "vocabulary",
@@ -52,12 +56,16 @@ class Benchmark:
         image_suffix, label_suffix (`str`): How names of files end. What comes before is the same for both.
         id_list (`str`, *optional*): File in the root with the names of the images, one in each line.
         own_id_list (`str`, *optional*): The same, of this package. Names without a label are left out.
+        labels_decide (`bool`): Whether images without a label are no part of the benchmark.
         label_format (`str`): One of `LABEL_FORMATS`.
         value_range (`tuple[float, float]`, *optional*): Stored values of images that are black and white.
         max_shortest_edge (`int`, *optional*): Images and labels whose shorter side is longer are shrunk to it.
         skips_unlabelled (`bool`): Whether images without a pixel that counts are no part of the benchmark.
         num_images (`int`, *optional*): How many images the published benchmark has.
+        rule (`str`): The score that published figures of it have, one of `RULES`.
+        classes_of_interest (`tuple[int, ...]`): Scored classes whose mean IoU is given as well (`coi_mean_iou`).
         title, source, licence (`str`): For people: full name, where to get it, on which terms.
+        preparation (`str`): In place of `source`, the command that prepares it, to be followed by the data root.
         published (`Mapping[str, float]`): The paper's mean IoU in percent by model, "base" and "large".
     """
 
@@ -74,14 +82,18 @@ class Benchmark:
     label_suffix: str = ".png"
     id_list: str | None = None
     own_id_list: str | None = None
+    labels_decide: bool = False
     label_format: str = "ids"
     value_range: tuple[float, float] | None = None
     max_shortest_edge: int | None = None
     skips_unlabelled: bool = False
     num_images: int | None = None
+    rule: str = "mean_iou_present"
+    classes_of_interest: tuple[int, ...] = ()
     title: str = ""
     source: str = ""
     licence: str = ""
+    preparation: str = ""
     published: Mapping[str, float] = field(default_factory=dict)
 
     @cached_property

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,7 +17,7 @@ from tqdm import tqdm
 
 from ..inference import ALONE, Share
 from ..interruption import Stopped
-from .description import Benchmark
+from .description import RULES, Benchmark
 from .files import BenchmarkFiles
 from .images import BenchmarkImages
 from .predictions import prediction_file, save_prediction
@@ -26,12 +27,6 @@ from .tally import Tally
 
 logger = logging.getLogger(__name__)
 
-# The rule behind the published figures: detectron2's since July 2022.
-PUBLISHED_RULE = "mean_iou_present"
-RULES = {
-    "mean_iou_present": "mean over the classes that occur in the labels (detectron2 since July 2022, the paper)",
-    "mean_iou": "mean over the classes that occur in labels or predictions (evaluate, mmsegmentation)",
-}
 # Images that are drawn, of the best and of the worst.
 NUM_DRAWN = 4
 SECONDS_BETWEEN_SCORES = 1.0
@@ -135,7 +130,7 @@ def evaluate_benchmark(
         "images_per_second": len(indices) / seconds,
         "settings": predictor.identity,
     }
-    order = _by_score(tally.rows)
+    order = _by_score(tally.rows, benchmark.rule)
     best, worst = order[:NUM_DRAWN], order[: -NUM_DRAWN - 1 : -1]
     try:
         drawn = {
@@ -184,7 +179,7 @@ class _Counter:
         self.progress.update(min(num_done, self.progress.total - self.progress.n))
         if not self.progress.disable and time.perf_counter() - self._scored_at > SECONDS_BETWEEN_SCORES:
             self._scored_at = time.perf_counter()
-            self.progress.set_postfix(mIoU=f"{self.tally.scores()[PUBLISHED_RULE]:.1%}")
+            self.progress.set_postfix(mIoU=f"{self.tally.scores()[self.benchmark.rule]:.1%}")
 
 
 def _fetched(examples: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
@@ -205,6 +200,7 @@ def _values(benchmark: Benchmark, tally: Tally) -> dict[str, Any]:
     return {
         "title": benchmark.title,
         **{name: value for name, value in scores.items() if isinstance(value, float)},
+        **_of_interest(benchmark, scores["per_category_iou"]),
         "num_images": len(scored) - len(skipped),
         "num_images_skipped": len(skipped),
         "num_images_left_out": len(left_out),
@@ -212,7 +208,7 @@ def _values(benchmark: Benchmark, tally: Tally) -> dict[str, Any]:
         "num_pixels": num_pixels,
         "num_ignored_pixels": sum(row["height"] * row["width"] for row in scored) - num_pixels,
         "rules": RULES,
-        "published_rule": PUBLISHED_RULE,
+        "published_rule": benchmark.rule,
         "published_percent": dict(benchmark.published),
         "per_category_iou": scores["per_category_iou"],
         "per_category_accuracy": scores["per_category_accuracy"],
@@ -220,10 +216,20 @@ def _values(benchmark: Benchmark, tally: Tally) -> dict[str, Any]:
     }
 
 
-def _by_score(rows: list[Mapping[str, Any]]) -> list[int]:
+def _of_interest(benchmark: Benchmark, per_category_iou: np.ndarray) -> dict[str, float]:
+    """The mean IoU of the classes of interest that occur in labels or predictions, NaN if none does; nothing for a
+    benchmark without such classes."""
+    if not benchmark.classes_of_interest:
+        return {}
+    iou = per_category_iou[list(benchmark.classes_of_interest)]
+    iou = iou[~np.isnan(iou)]
+    return {"coi_mean_iou": float(iou.mean()) if len(iou) else math.nan}
+
+
+def _by_score(rows: list[Mapping[str, Any]], rule: str = "mean_iou_present") -> list[int]:
     """Indices of the images with a pixel that counts, the best first."""
     scored = [row for row in rows if row.get("num_pixels")]
-    return [row["index"] for row in sorted(scored, key=lambda row: (-row[PUBLISHED_RULE], row["index"]))]
+    return [row["index"] for row in sorted(scored, key=lambda row: (-row[rule], row["index"]))]
 
 
 def _names_digest(files: BenchmarkFiles) -> str:

@@ -1,6 +1,7 @@
 """Where a benchmark's images and labels lie in a folder of downloads."""
 
 import os
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -66,7 +67,7 @@ def find_files(benchmark: Benchmark, data_root: Path) -> BenchmarkFiles:
     if not files:
         raise UserError(
             f"{benchmark.name}: there is no image with a name ending in {benchmark.image_suffix} in {images}, or none "
-            f"of the benchmark's.{_source(benchmark)}"
+            f"of the benchmark's.{_source(benchmark, data_root)}"
         )
     if outside := [file.name for file in files if not stays_inside(file.name)]:
         raise UserError(
@@ -92,7 +93,7 @@ def _paired(benchmark: Benchmark, images: Path, labels: Path, id_list: Path | No
         if images == labels:  # a label's name may end as an image's does
             ending = benchmark.label_suffix.removesuffix(benchmark.image_suffix)
             of_images = {place for place in of_images if place.removesuffix(ending) not in of_labels - {place}}
-        places = of_images | of_labels
+        places = of_labels if benchmark.labels_decide else of_images | of_labels
     places = set(places)
     # Files in subfolders are called by their last part alone, as long as that tells them apart.
     names = {place: place.rpartition("/")[2] for place in places}
@@ -126,8 +127,10 @@ def _what_is_missing(benchmark: Benchmark, data_root: Path) -> str:
     root = data_root / (benchmark.roots[0] if folder is None else folder)
     wanted = [benchmark.images, benchmark.labels, *([(benchmark.id_list,)] if benchmark.id_list else [])]
     missing = [" or ".join(places) for places in wanted if _first(root, places) is None]
-    return f"{benchmark.name}: {root} lacks {', '.join(missing)}.{_source(benchmark)}"
+    return f"{benchmark.name}: {root} lacks {', '.join(missing)}.{_source(benchmark, data_root)}"
 
 
-def _source(benchmark: Benchmark) -> str:
+def _source(benchmark: Benchmark, data_root: Path) -> str:
+    if benchmark.preparation:
+        return f" Prepare it with `{benchmark.preparation} {shlex.quote(str(data_root))}` ({benchmark.source})."
     return f" Get it from {benchmark.source}." if benchmark.source else ""

@@ -1,6 +1,8 @@
-"""The benchmarks of the paper's table, and COCO-Stuff, as descriptions."""
+"""Benchmarks by their names: those of the paper's table, COCO-Stuff, and those of MESS."""
 
 import json
+from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 
 from catseg_hf import load_vocabulary
@@ -9,6 +11,7 @@ from catseg_hf.errors import UserError
 
 from ..data.coco_stuff import IMAGE_FOLDERS, LABEL_FOLDERS, NUM_PAIRS, RAW_TO_CONTIGUOUS, SPLIT_FOLDERS
 from .description import Benchmark, read_description
+from .mess import MEMBERS, TABLES
 
 
 DATA = Path(__file__).with_name("data")
@@ -146,23 +149,40 @@ PUBLISHED = (
 )
 
 
-def find_benchmark(name: str) -> Benchmark:
+def find_benchmarks(names: Sequence[str]) -> list[Benchmark]:
     """
-    A published benchmark by its name, or one that a JSON file describes (see [`read_description`]).
+    The benchmarks of names as of [`find_benchmark`], or of "mess", which stands for all that count in MESS's tables.
+    Each is there once.
 
     Raises:
-        UserError: If it is neither.
+        UserError: If a name is none of these, or two of the benchmarks have the same name.
     """
-    by_name = {benchmark.name: benchmark for benchmark in PUBLISHED}
+    expanded = [member for name in names for member in (TABLES if name == "mess" else [name])]
+    benchmarks = [find_benchmark(name) for name in dict.fromkeys(expanded)]
+    if len({benchmark.name for benchmark in benchmarks}) < len(benchmarks):
+        raise UserError("Two of the benchmarks have the same name: give them different ones.")
+    return benchmarks
+
+
+def find_benchmark(name: str) -> Benchmark:
+    """
+    A published benchmark by its name, one of MESS by that which it is registered by, or one that a JSON file describes
+    (see [`read_description`]).
+
+    Raises:
+        UserError: If it is none of these.
+    """
+    by_name = {benchmark.name: benchmark for benchmark in (*PUBLISHED, *MEMBERS)}
     if name in by_name:
         return by_name[name]
     refuse_unprepared(Path(name))
     if not name.endswith(".json"):
+        alike = get_close_matches(name, [member.name for member in MEMBERS]) or ["cub_200_sem_seg_test"]
         raise UserError(
-            f"There is no benchmark {name!r}: choose among {', '.join(by_name)}, or give a JSON file that describes "
-            "one."
+            f"There is no benchmark {name!r}: choose among {', '.join(benchmark.name for benchmark in PUBLISHED)}, "
+            f"mess, or a dataset of it, such as {', '.join(alike)}, or give a JSON file that describes one."
         )
     benchmark = read_description(Path(name))
-    if benchmark.name in by_name:
+    if benchmark.name in {*by_name, "mess"}:
         raise UserError(f"{name} calls itself {benchmark.name!r}, as a published benchmark: choose another name.")
     return benchmark

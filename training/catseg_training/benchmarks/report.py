@@ -15,6 +15,7 @@ from ..report.results import prediction_grid, save_figure, write_json, write_res
 from .charts import confusion_chart
 from .description import Benchmark
 from .evaluation import BenchmarkResult
+from .mess import mess_means, mess_table
 
 
 # Of a benchmark's values, what the table has in its columns and under which names.
@@ -69,7 +70,8 @@ def image_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
 
 def write_summary(folder: Path, results: Mapping[str, Mapping[str, Any]], benchmarks: Sequence[Benchmark]):
     """
-    Writes `results.json`, everything by benchmark, and a table of all of them as `results.csv` and `results.md`.
+    Writes `results.json`, everything by benchmark, and a table of all of them as `results.csv` and `results.md`; of
+    datasets of MESS the figures of its tables, too, `mess.json`.
 
     Args:
         folder (`Path`): Made if it is not there.
@@ -81,17 +83,20 @@ def write_summary(folder: Path, results: Mapping[str, Mapping[str, Any]], benchm
     rows = _rows(results, benchmarks)
     with replaced_file(folder / "results.csv") as path:
         _write_csv(path, rows)
+    if means := mess_means(results):
+        write_json(folder / "mess.json", means)
     table = summary_table(results, benchmarks)
     with replaced_file(folder / "results.md") as path:
         path.write_text(table, encoding="utf-8")
 
 
 def summary_table(results: Mapping[str, Mapping[str, Any]], benchmarks: Sequence[Benchmark]) -> str:
-    """The table in Markdown, and which rule is which. Arguments as of `write_summary`."""
+    """The table in Markdown, which rule is which, and MESS's own table. Arguments as of `write_summary`."""
     rows = _rows(results, benchmarks)
     lines = [" | ".join(rows[0]), " | ".join("---" for _ in rows[0])]
     lines += [" | ".join(map(_cell, row.values())) for row in rows]
-    return "\n".join(f"| {line} |" for line in lines) + f"\n\n{TABLE_NOTE}"
+    table = "\n".join(f"| {line} |" for line in lines) + f"\n\n{TABLE_NOTE}"
+    return f"{table}\n{mess_table(means)}" if (means := mess_means(results)) else table
 
 
 def _rows(results: Mapping[str, Mapping[str, Any]], benchmarks: Sequence[Benchmark]) -> list[dict[str, Any]]:
