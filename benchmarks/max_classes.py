@@ -115,7 +115,7 @@ def main():
         "--kept",
         type=int,
         nargs=3,
-        default=[64, 48, 24],
+        default=[48, 32, 16],
         metavar=("COST", "LAYERS", "DECODER"),
         help="classes that auto leaves for the first layer, further layers and the decoder (%(default)s)",
     )

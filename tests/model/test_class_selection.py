@@ -10,7 +10,7 @@ from torch import nn
 
 from catseg_hf import CATSegConfig, CATSegForSemanticSegmentation, OpenVocabularySegmentationPipeline
 from catseg_hf.class_chunks_catseg import ClassChunks
-from catseg_hf.class_selection_catseg import ClassSelection, sample_weights, shortfalls
+from catseg_hf.class_selection_catseg import ClassSelection, sample_weights, shortfalls, stored_margins
 from catseg_hf.conversion.literal import literal_logits
 from catseg_hf.errors import UserError
 
@@ -156,7 +156,8 @@ def test_an_image_s_logits_do_not_depend_on_its_batch(model, inputs):
 @torch.no_grad()
 def test_each_view_of_the_sliding_window_has_its_own_classes(model, inputs):
     pixel_values = F.interpolate(inputs["pixel_values"], size=(640, 640))[:1]
-    give_margins(model, cost=0.05)
+    cost = model.catseg(inputs["pixel_values"], text_embeds=inputs["text_embeds"]).cost_volume[:, 0]
+    give_margins(model, cost=middle(shortfalls(cost)[0]))
     kept = []
     model.catseg.register_forward_hook(lambda module, args, outputs: kept.append(outputs.class_indices))
     options = {"text_embeds": inputs["text_embeds"], "sliding_window": True, "max_classes_per_image": "auto"}
@@ -215,13 +216,12 @@ def test_margins_of_other_weights_are_refused(model, inputs, change, tmp_path):
 
 @torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_margins_hold_for_a_saved_model_in_every_type(model, inputs, dtype, tmp_path):
+def test_margins_hold_for_a_saved_model_in_every_type(model, dtype, tmp_path):
     give_margins(model)
     model.save_pretrained(tmp_path)
     loaded = CATSegForSemanticSegmentation.from_pretrained(tmp_path, dtype=dtype)
     assert loaded.config.class_selection == model.config.class_selection
-    inputs = {name: value.to(dtype) if name != "sliding_window" else value for name, value in inputs.items()}
-    assert loaded(**inputs, max_classes_per_image="auto").logits.shape[1] == NUM_CLASSES
+    assert stored_margins(loaded) == {"cost": ALL, "layers": ALL, "decoder": ALL}
 
 
 def test_hidden_states_are_refused(model, inputs):
