@@ -1,5 +1,5 @@
 """Times `catseg-hf segment` on a folder: one step after the other, with reading and writing beside the model, and in
-several processes.
+several processes, and with `--ray` in as many of Ray's actors.
 
     python benchmarks/large_jobs.py --json result.json
 
@@ -91,6 +91,16 @@ def time_shared(arguments: argparse.Namespace, folder: Path, num_processes: int)
     return json.loads((folder / "rate.json").read_text())
 
 
+def time_ray(folder: Path, num_actors: int) -> float:
+    """From the first result to the last, since every job starts actors of its own."""
+    images = sorted(folder.glob("*.jpg"))
+    output = folder / "ray"
+    options = ["--engine=ray", f"--actors={num_actors}", "--labels", ", ".join(LABELS), f"--output={output}"]
+    subprocess.run([sys.executable, "-m", "catseg_hf.cli", "segment", *images, *options], check=True)
+    times = sorted(path.stat().st_mtime for path in output.glob("*_labels.png"))
+    return (len(times) - num_actors) / (times[-1] - times[num_actors - 1])
+
+
 def share(arguments: argparse.Namespace, folder: Path):
     """What each of several processes does."""
     with join_processes() as processes:
@@ -111,6 +121,7 @@ def main():
     parser.add_argument("--processes", type=int, default=2, help="that share the images (%(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cpu or cuda (%(default)s)")
     parser.add_argument("--repeats", type=int, default=2, help="timings of each; the fastest counts (%(default)s)")
+    parser.add_argument("--ray", action="store_true", help="time Ray's actors too, which needs Ray")
     parser.add_argument("--json", type=Path, help="file for the result")
     parser.add_argument("--share", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -123,9 +134,11 @@ def main():
         write_images(Path(folder), arguments.images, arguments.height, arguments.width)
         rates = time_alone(arguments, Path(folder))
         rates[f"{arguments.processes} processes"] = time_shared(arguments, Path(folder), arguments.processes)
+        if arguments.ray:
+            rates[f"{arguments.processes} actors of Ray"] = time_ray(Path(folder), arguments.processes)
     result = {
         "case": "large jobs",
-        **{name: value for name, value in vars(arguments).items() if name not in ("json", "share")},
+        **{name: value for name, value in vars(arguments).items() if name not in ("json", "share", "ray")},
         "machine": machine(arguments.device),
         "torch": torch.__version__,
         "load_average": [load_before, os.getloadavg()[0]],

@@ -32,7 +32,7 @@ from catseg_hf.integrations.tables import TableSegmenter  # noqa: E402
 
 
 NUM_IMAGES = 26
-SECONDS = 120  # for what happens soon if it happens at all
+SECONDS = 300  # for what happens soon if it happens at all
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def model(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def cluster():
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 
@@ -186,7 +186,7 @@ import ray
 from catseg_hf.integrations.ray_data import segment_to_parquet
 
 images, output, model, *resume = sys.argv[1:]
-ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
+ray.init("local", num_cpus=3, include_dashboard=False, log_to_driver=False)
 segment_to_parquet(
     images, output, model=model, labels="grass, water, snow", num_actors=2, num_cpus=0.75, resume=bool(resume)
 )

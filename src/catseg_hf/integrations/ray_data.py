@@ -103,6 +103,8 @@ def read(paths: str | Sequence[str], format: str = "images", *, filesystem: Any 
                 paths, include_paths=True, file_extensions=extensions, num_cpus=READ_CPUS, **options
             )
         return ray.data.read_datasource(TarDatasource(paths, **options), num_cpus=READ_CPUS)
+    except UserError:
+        raise
     except (OSError, ValueError) as error:
         raise UserError(f"Nothing can be read at {paths!r}: {first_line(error)}.") from error
 

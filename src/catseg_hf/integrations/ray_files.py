@@ -89,8 +89,9 @@ def make_engine(job: FileSegmenter, make_job: Callable[[], FileSegmenter], actor
             }
             for batch in batches
         ]
-        at_once = max(1, IMAGES_AT_ONCE // job.batch_size)
-        dataset = ray.data.from_items(rows, override_num_blocks=min(len(rows), -(-len(rows) // at_once)))
+        # Small enough for all actors to be done at about the same time.
+        at_once = max(1, min(IMAGES_AT_ONCE // job.batch_size, len(rows) // (4 * actors.number)))
+        dataset = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // at_once))
         dataset = dataset.map_batches(
             FileActor,
             batch_size=at_once,
