@@ -27,7 +27,7 @@ from .checkpoints import (
     remove_incomplete,
 )
 from .data.batches import CropBatches, StreamedBatches
-from .data.crops import StreamingCrops, TrainingCrops
+from .data.crops import StreamingCrops, TrainingCrops, idle_workers
 from .data.examples import EvaluationImages
 from .data.label_check import check_labels
 from .data.sources import load_segmentation_data
@@ -202,6 +202,8 @@ def _batches(
         "color_jitter": args.color_jitter,
     }
     if args.streaming:
+        if warning := idle_workers(dataset.num_shards, accelerator.num_processes, args.dataloader_num_workers):
+            logger.warning(warning)
         crops = StreamingCrops(
             dataset, **options, rank=accelerator.process_index, world_size=accelerator.num_processes
         )

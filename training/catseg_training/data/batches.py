@@ -122,6 +122,9 @@ class StreamedBatches:
     """
     Batches of [`StreamingCrops`], pass after pass, with the interface of [`CropBatches`].
 
+    Every pass gives each image of this process once. What is left at its end, or at that of a worker, and does not
+    fill a batch goes into the next one, since an incomplete batch would count for as much as the others.
+
     Args:
         crops (`StreamingCrops`): Training images of this process.
         batch_size (`int`): Images in a batch.
@@ -131,52 +134,66 @@ class StreamedBatches:
 
     def __init__(self, crops: StreamingCrops, batch_size: int, accelerator: Accelerator, num_workers: int):
         self.crops = crops
+        self.batch_size = batch_size
         self.rank = accelerator.process_index
-        # An incomplete batch would count for as much as the others.
         self._loader = open_loader(
-            crops,
-            num_workers,
-            _stack,
-            batch_size=batch_size,
-            drop_last=True,
-            pin_memory=accelerator.device.type == "cuda",
+            crops, num_workers, _stack, batch_size=batch_size, pin_memory=accelerator.device.type == "cuda"
         )
 
     def start(self, step: int, position: list[int] | None = None):
-        """Begins behind `position`, a pass and how many of its batches are done: these are read again."""
-        self._epoch, self._done = position or (0, 0)
-        self._batches = self._open_pass()
-        for _ in range(self._done):
-            next(self._batches)
+        """Begins behind `position`, a pass and how many of its images are done: these are read again."""
+        self._pass, num_done = position or (0, 0)
+        self._open_pass()
+        while self._num_taken < num_done:
+            self._take(num_done - self._num_taken)
+            if position is not None and self._pass != position[0]:
+                raise UserError(
+                    f"Process {self.rank} finds fewer images in the stream than it had taken from it, {num_done:,}: "
+                    "go on with the data that the run began with, or begin a new one."
+                )
 
     def __next__(self) -> dict[str, torch.Tensor]:
-        batch = next(self._batches, None)
-        if batch is None:
-            self._epoch, self._done = self._epoch + 1, 0
-            self._batches = self._open_pass()
-            batch = next(self._batches, None)
-        if batch is None:
-            raise UserError(
-                f"Process {self.rank} finds too few images in the stream for one batch in every worker: use fewer "
-                "processes, fewer workers (--dataloader_num_workers), a smaller batch, or do without --streaming."
-            )
-        self._done += 1
-        return batch
+        parts, num_missing = [], self.batch_size
+        while num_missing:
+            parts.append(self._take(num_missing))
+            num_missing -= len(parts[-1]["labels"])
+        if len(parts) == 1:
+            return parts[0]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    def _open_pass(self) -> Iterator[dict[str, torch.Tensor]]:
-        self.crops.set_epoch(self._epoch)
-        return LoadedBatches(self._loader)
+    def _take(self, limit: int) -> dict[str, torch.Tensor]:
+        """At least one image, and at most so many."""
+        if self._rest is None:
+            self._rest = next(self._batches, None)
+        if self._rest is None:
+            if self._num_taken == 0:
+                raise UserError(
+                    f"Process {self.rank} finds no image in the stream: use fewer processes, or leave --streaming out."
+                )
+            self._pass += 1
+            self._open_pass()
+            return self._take(limit)
+        size = len(self._rest["labels"])
+        taken = {name: value[:limit] for name, value in self._rest.items()}
+        self._rest = {name: value[limit:] for name, value in self._rest.items()} if size > limit else None
+        self._num_taken += min(size, limit)
+        return taken
+
+    def _open_pass(self):
+        self.crops.set_epoch(self._pass)
+        self._batches = LoadedBatches(self._loader)
+        self._rest, self._num_taken = None, 0
 
     def position(self) -> list[int]:
-        """The pass, and how many of its batches were taken."""
-        return [self._epoch, self._done]
+        """The pass, and how many of its images were taken."""
+        return [self._pass, self._num_taken]
 
     def ends_epoch(self, step: int) -> bool:
         return False
 
     def describe(self, step: int, accumulated: int, rank: int) -> str:
         """Where about in the stream a batch was: a stream has no names."""
-        return f"a batch of process {rank} in pass {self._epoch} over the stream, at most its {self._done}-th"
+        return f"a batch of process {rank} in pass {self._pass} over the stream, up to its {self._num_taken}-th image"
 
 
 def _stack(examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

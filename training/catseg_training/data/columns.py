@@ -8,7 +8,7 @@ import datasets
 from catseg_hf.errors import UserError
 
 
-IMAGE_COLUMNS = ("image", "images", "img", "picture", "pixel_values")
+IMAGE_COLUMNS = ("image", "images", "img", "picture", "pixel_values", "jpg", "jpeg", "png", "webp")
 LABEL_COLUMNS = (
     "label",
     "labels",
@@ -23,6 +23,7 @@ LABEL_COLUMNS = (
     "segmentation_map",
     "segmentation_maps",
     "seg_map",
+    "seg.png",
 )
 
 

@@ -42,6 +42,32 @@ class _CropMaker:
         }
 
 
+def idle_workers(num_shards: int, world_size: int, num_workers: int) -> str | None:
+    """
+    A warning for a stream of fewer shards than workers.
+
+    Args:
+        num_shards (`int`): Files of the stream, or other parts of it that are read one by one.
+        world_size (`int`): Number of processes.
+        num_workers (`int`): Of each process; 0 stands for the process itself.
+    """
+    wanted = world_size * max(1, num_workers)
+    if num_shards >= wanted:
+        return None
+    counts = f"The stream has {num_shards} shard{'s' * (num_shards > 1)} for {wanted} workers"
+    remedy = f"store it in {wanted} files or a multiple"
+    if num_shards % world_size:
+        return (
+            f"{counts}: each of {world_size} processes reads all of it and leaves out what the others take. For more "
+            f"speed {remedy}."
+        )
+    used = num_shards // world_size
+    return (
+        f"{counts}: {wanted - num_shards} of them have nothing to do. --dataloader_num_workers {used} is as fast; for "
+        f"more speed {remedy}."
+    )
+
+
 def _generator(seed: int, *key: int) -> np.random.Generator:
     """Independent of those with any other seed or key."""
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))

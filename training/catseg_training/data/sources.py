@@ -17,6 +17,7 @@ from .coco_stuff import coco_stuff_pairs, is_coco_stuff_folder
 from .columns import find_columns, is_label_array
 from .examples import LABEL_IDS
 from .paired_folders import Pair, folder_pairs, has_label_maps, is_paired_folder
+from .tar_shards import tar_dataset, tar_shards
 
 
 _ENCODED_IMAGE = datasets.Image(decode=False)
@@ -49,7 +50,8 @@ def load_segmentation_data(
     Args:
         source (`str` or `os.PathLike`):
             A COCO-Stuff download (see `coco_stuff.py`); a folder of pairs, `images/SPLIT/NAME.jpg` with
-            `labels/SPLIT/NAME.png` (or `annotations/SPLIT/`); any other folder or file that `datasets.load_dataset`
+            `labels/SPLIT/NAME.png` (or `annotations/SPLIT/`); tar files of WebDataset (see `tar_shards.py`); any other
+            folder or file that `datasets.load_dataset`
             reads, such as parquet files or an imagefolder with metadata; a folder of `save_to_disk`; or
             the name of a dataset on the Hub.
         split (`str`): Which part, "train" or "validation" say. Of folders of pairs, the folder's name.
@@ -82,12 +84,15 @@ def load_segmentation_data(
     is_coco_stuff = is_coco_stuff_folder(folder)
     if not is_coco_stuff and not has_label_maps(folder):
         refuse_unprepared(folder)
-    if is_coco_stuff or is_paired_folder(folder):
-        if (config_name, image_column, label_column) != (None, None, None):
-            raise UserError(
-                f"{source} is a folder of images and labels under the same names, which has no configuration and no "
-                "columns: leave them out."
-            )
+    is_pairs = is_coco_stuff or is_paired_folder(folder)
+    shards = [] if is_pairs else tar_shards(folder, split)
+    if (is_pairs or shards) and (config_name, image_column, label_column) != (None, None, None):
+        raise UserError(
+            f"{source} has images and labels under the same names, no configuration and no columns: leave them out."
+        )
+    if shards:
+        dataset = tar_dataset(shards, streaming, cache_dir)
+    elif is_pairs:
         dataset = _pairs_dataset((coco_stuff_pairs if is_coco_stuff else folder_pairs)(folder, split), folder)
         if streaming:
             dataset = dataset.to_iterable_dataset(num_shards=min(_NUM_STREAM_SHARDS, len(dataset)))

@@ -1,0 +1,135 @@
+"""Tar files of pairs as of WebDataset: `NAME.jpg` (or another image) with its label map `NAME.seg.png` beside it."""
+
+import tarfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets.exceptions import DatasetGenerationError
+
+from catseg_hf.errors import UserError, first_line
+
+from .paired_folders import IMAGE_SUFFIXES, SHORT_NAMES, first_names
+
+
+LABEL_SUFFIX = ".seg.png"
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+_BLOCK = 512
+
+
+def tar_shards(source: Path, split: str) -> list[Path]:
+    """
+    The tar files of a source, sorted by name; none if it has no tar files.
+
+    Args:
+        source (`Path`): A tar file, whatever the split, or a folder with tar files in `SPLIT/` or whose names begin
+            with the split. "validation" and "val" stand for each other.
+        split (`str`): Which part.
+
+    Raises:
+        UserError: If the folder has tar files of other splits only.
+    """
+    if source.is_file():
+        return [source] if _is_tar(source) else []
+    if not source.is_dir():
+        return []
+    for name in filter(None, (split, SHORT_NAMES.get(split))):
+        folder = source / name
+        shards = folder.iterdir() if folder.is_dir() else source.glob(f"{name}*")
+        if found := sorted(filter(_is_tar, shards)):
+            return found
+    if others := sorted(path.name for path in source.iterdir() if _is_tar(path)):
+        raise UserError(
+            f"{source} has no tar files for the split {split!r}: it has {first_names(others)}. Name them "
+            f"{split}-000.tar and so on, or move them into {source / split}."
+        )
+    return []
+
+
+def _is_tar(path: Path) -> bool:
+    return path.name.lower().endswith(TAR_SUFFIXES) and not path.name.startswith(".") and path.is_file()
+
+
+def tar_dataset(
+    shards: Sequence[Path], streaming: bool, cache_dir: str | None = None
+) -> datasets.Dataset | datasets.IterableDataset:
+    """
+    Rows of "image", "label" (not decoded) and "name". A stream has a shard for each file, which is read from its
+    beginning to its end; otherwise all is copied to the cache of `datasets` first.
+
+    Raises:
+        UserError: Also when rows are read, if a file is damaged or ends early, or an image or a label is without the
+            other.
+    """
+    encoded = datasets.Image(decode=False)
+    features = datasets.Features({"image": encoded, "label": encoded, "name": datasets.Value("string")})
+    # With what tells a file that was made anew, since a copy is known by its arguments.
+    arguments = {"shards": [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in shards]}
+    if streaming:
+        return datasets.IterableDataset.from_generator(read_shards, features=features, gen_kwargs=arguments)
+    try:
+        return datasets.Dataset.from_generator(
+            read_shards, features=features, gen_kwargs=arguments, cache_dir=cache_dir
+        )
+    except DatasetGenerationError as error:
+        raise (error.__cause__ if isinstance(error.__cause__, UserError) else error) from None
+
+
+def read_shards(shards: Sequence[tuple[str, int, int]]) -> Iterator[dict[str, Any]]:
+    """The rows of tar files, given by path, size and time."""
+    for path, *_ in shards:
+        yield from _read_shard(path)
+
+
+def _read_shard(shard: str) -> Iterator[dict[str, Any]]:
+    num_read, waiting = 0, {}
+    try:
+        with tarfile.open(shard) as file:
+            for member in file:
+                place = _place(member) if member.isfile() else None
+                if place is None:
+                    continue
+                name, column = place
+                if waiting and name != waiting["name"]:
+                    raise _incomplete(shard, waiting)
+                waiting |= {"name": name, column: {"path": None, "bytes": file.extractfile(member).read()}}
+                if "image" in waiting and "label" in waiting:
+                    yield waiting | {"name": f"{name} of {shard}"}
+                    num_read, waiting = num_read + 1, {}
+                # Or else every header that was read would be kept.
+                file.members = []
+            # Python takes a file that is cut between two members for a whole one.
+            file.fileobj.seek(file.offset)
+            is_whole = file.fileobj.read(_BLOCK) == bytes(_BLOCK)
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise UserError(
+            f"The tar file {shard} is damaged or ends early, after {num_read:,} images ({first_line(error)}): fetch "
+            "it again, or take it out of the data."
+        ) from None
+    if not is_whole:
+        raise UserError(
+            f"The tar file {shard} ends early, after {num_read:,} images: its end mark is missing. Fetch it again, or "
+            "take it out of the data."
+        )
+    if waiting:
+        raise _incomplete(shard, waiting)
+
+
+def _place(member: tarfile.TarInfo) -> tuple[str, str] | None:
+    """A sample's name, dots and folders included, and which column of it the file is; None for other files."""
+    if member.name.rpartition("/")[2].startswith("."):
+        return None
+    lower = member.name.lower()
+    if lower.endswith(LABEL_SUFFIX):
+        return member.name[: -len(LABEL_SUFFIX)], "label"
+    suffix = next((suffix for suffix in IMAGE_SUFFIXES if lower.endswith(suffix)), None)
+    return None if suffix is None else (member.name[: -len(suffix)], "image")
+
+
+def _incomplete(shard: str, waiting: dict[str, Any]) -> UserError:
+    missing = f"label {waiting['name']}{LABEL_SUFFIX}" if "image" in waiting else f"image of {waiting['name']}"
+    return UserError(
+        f"The tar file {shard} has no {missing} beside {waiting['name']!r}: the files of one sample follow each "
+        f"other, NAME.jpg and NAME{LABEL_SUFFIX}. Write the tar file again with both."
+    )
