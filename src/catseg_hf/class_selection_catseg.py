@@ -60,7 +60,7 @@ class ClassSelection:
         if class_indices is None:
             class_indices = torch.arange(len(kept), device=cost.device)[None]
         self.class_indices = class_indices[:, kept]
-        return cost[:, :, kept], text_embeds[:, kept]
+        return (cost, text_embeds) if kept.all() else (cost[:, :, kept], text_embeds[:, kept])
 
     @torch.compiler.disable
     @torch.no_grad()
