@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from catseg_hf import EMBEDDED_MODEL, cli
-from catseg_hf.images import segmentation
+from catseg_hf.images import batches
 from catseg_hf.loading import load_segmenter
 from conftest import ROOT
 
@@ -81,7 +81,7 @@ def test_resuming_takes_the_same_tiles(segment, images, tmp_path):
 def test_progress_over_tiles(segment, images, monkeypatch):
     bars = []
 
-    class Bar(segmentation.tqdm):
+    class Bar(batches.tqdm):
         def __init__(self, *arguments, **options):
             super().__init__(*arguments, **{**options, "disable": False, "delay": 0})
             if options["unit"] == "tile":
@@ -91,7 +91,7 @@ def test_progress_over_tiles(segment, images, monkeypatch):
             self.finished = self.n, self.total
             super().close()
 
-    monkeypatch.setattr(segmentation, "tqdm", Bar)
+    monkeypatch.setattr(batches, "tqdm", Bar)
     segment(images / "large.png", "--tile_size", 128, "--batch_size", 3)
     assert [bar.finished for bar in bars] == [(6, 6)]
 

@@ -104,6 +104,7 @@ def make_engine(job: FileSegmenter, make_job: Callable[[], FileSegmenter], actor
             },
             **actor_options(actors),
         )
+        dataset.context.enable_progress_bars = False  # the command has a bar of its own
         with reported_errors():
             for row in dataset.iter_rows():
                 index, record, error = json.loads(row["image"])
