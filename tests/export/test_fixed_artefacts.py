@@ -95,6 +95,13 @@ def test_the_module_for_gis_takes_colours(model, text_embeds, checkpoint):
     torch.testing.assert_close(outputs["probabilities"], upsampled, rtol=0, atol=1e-5)
 
 
+@torch.no_grad()
+def test_the_text_encoder_takes_the_end_of_each_prompt(model, checkpoint):
+    input_ids = AutoProcessor.from_pretrained(checkpoint)(text=["cat", "a much longer name", "sky"]).input_ids[:, None]
+    found = graphs.TextEncoder(model)(input_ids)["text_embeds"]
+    torch.testing.assert_close(found, model.get_text_embeds(input_ids), rtol=0, atol=1e-6)
+
+
 def test_positions_are_resized_once(model):
     """CLIP's own resize of them, which is no part of the graph."""
     module = graphs.Segmenter(model)
