@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import export_catseg
 from catseg_hf import CATSegImageProcessorPil, CATSegProcessor
 from catseg_hf.class_words_catseg import read_classes
 from catseg_hf.errors import UserError
+from catseg_hf.export import runtime
 from catseg_hf.export.formats import FORMATS
 from catseg_hf.visualization.colors import class_color
 from conftest import FIXTURES, converted_model
@@ -22,6 +24,7 @@ from conftest import FIXTURES, converted_model
 pytest.importorskip("transformers.exporters", reason="transformers has no exporters before 5.24")
 fixed = pytest.importorskip("catseg_hf.export.fixed")
 graphs = pytest.importorskip("catseg_hf.export.graphs")
+artefact_metadata = pytest.importorskip("catseg_hf.export.metadata").artefact_metadata
 
 IMAGE = FIXTURES / "picture.png"
 LABELS = "cat, sofa|couch|settee, sky"
@@ -90,6 +93,13 @@ def test_the_module_for_gis_takes_colours(model, text_embeds, checkpoint):
     upsampled = F.interpolate(probabilities, size=(side, side), mode="bilinear")
     assert outputs.keys() == {"probabilities"} and outputs["probabilities"].shape == (1, 3, side, side)
     torch.testing.assert_close(outputs["probabilities"], upsampled, rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_text_encoder_takes_the_end_of_each_prompt(model, checkpoint):
+    input_ids = AutoProcessor.from_pretrained(checkpoint)(text=["cat", "a much longer name", "sky"]).input_ids[:, None]
+    found = graphs.TextEncoder(model)(input_ids)["text_embeds"]
+    torch.testing.assert_close(found, model.get_text_embeds(input_ids), rtol=0, atol=1e-6)
 
 
 def test_positions_are_resized_once(model):
@@ -218,16 +228,52 @@ def test_the_graph_for_gis(gis_file, model, checkpoint):
     assert (probabilities[0].argmax(axis=0) == expected_map).mean() > 0.999
 
 
-@pytest.mark.slow
-def test_without_torch_as_the_pipeline(onnx_file, checkpoint):
-    from catseg_hf.export.runtime import load_segmenter, read_image
+class TorchSession:
+    """What ONNX Runtime's session of a fixed artefact would be, in PyTorch."""
 
-    segmenter = load_segmenter(onnx_file)
-    found = segmenter(read_image(IMAGE)).class_map
+    def __init__(self, module, metadata: dict[str, object]):
+        self.module, self.metadata = module, metadata
+
+    def get_modelmeta(self) -> SimpleNamespace:
+        return SimpleNamespace(custom_metadata_map={name: json.dumps(value) for name, value in self.metadata.items()})
+
+    @torch.no_grad()
+    def run(self, names: list[str], inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        outputs = self.module(torch.from_numpy(inputs["pixel_values"]))
+        return [outputs[name].numpy() for name in names]
+
+
+def torch_segmenter(model, checkpoint: Path, labels: str, monkeypatch) -> runtime.FixedSegmenter:
+    """The runtime's segmenter with the model in place of a graph."""
+    processor, classes = AutoProcessor.from_pretrained(checkpoint), read_classes(labels)
+    text_embeds = model.get_text_embeds(processor(text=classes.words).input_ids)
+    session = TorchSession(
+        fixed.FixedSegmenter(model, text_embeds, classes).eval(),
+        artefact_metadata(model, processor, classes, "catseg-tiny", str(checkpoint)),
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(runtime, "_session", lambda path: session)
+        return runtime.FixedSegmenter(Path("model.onnx"))
+
+
+@pytest.mark.parametrize("sliding_window", [True, False])
+def test_the_runtime_finds_what_the_pipeline_does(sliding_window, model, checkpoint, monkeypatch):
+    segmenter = torch_segmenter(model, checkpoint, ", ".join(NAMES), monkeypatch)
+    assert segmenter.settings["sliding_window"] and segmenter.names == NAMES
+    segmenter.settings["sliding_window"] = sliding_window
+    found = segmenter(runtime.read_image(IMAGE)).class_map
     reference = pipeline("zero-shot-image-segmentation", model=str(checkpoint))
-    options = {"candidate_labels": LABELS, "sliding_window": True, "return_segmentation_map": True}
-    assert segmenter.settings["sliding_window"]
+    options = {"candidate_labels": NAMES, "sliding_window": sliding_window, "return_segmentation_map": True}
     assert (found == reference(IMAGE, **options)["segmentation"].numpy()).mean() > 0.999
+
+
+@pytest.mark.slow
+def test_the_runtime_with_the_graph(onnx_file, model, checkpoint, monkeypatch):
+    segmenter = torch_segmenter(model, checkpoint, LABELS, monkeypatch)
+    found = runtime.load_segmenter(onnx_file)(runtime.read_image(IMAGE))
+    wanted = segmenter(runtime.read_image(IMAGE))
+    np.testing.assert_allclose(found.probabilities, wanted.probabilities, rtol=0, atol=1e-4)
+    assert found.names == NAMES and (found.class_map == wanted.class_map).mean() > 0.999
 
 
 @pytest.mark.slow

@@ -50,7 +50,16 @@ class TextEncoder(nn.Module):
         del self.model.aggregator, self.model.clip.vision_model  # torch.export keeps all weights, used or not
 
     def forward(self, input_ids: torch.LongTensor) -> dict[str, torch.FloatTensor]:
-        return {"text_embeds": self.model.get_text_embeds(input_ids)}
+        clip, prompts = self.model.clip, input_ids.flatten(0, 1)
+        end_of_text = clip.config.text_config.eos_token_id
+        # CLIP's first configs name a wrong id: there the highest id ends the text.
+        ends = prompts.argmax(dim=-1) if end_of_text == 2 else (prompts == end_of_text).int().argmax(dim=-1)
+        hidden_states = clip.text_model(prompts).last_hidden_state
+        # A product with 0 and 1 in place of indices, which would be a GatherND.
+        is_end = torch.arange(prompts.shape[-1], device=prompts.device) == ends[:, None]
+        pooled = (is_end[:, None].to(hidden_states.dtype) @ hidden_states).squeeze(1)
+        text_embeds = F.normalize(clip.text_projection(pooled), dim=-1)
+        return {"text_embeds": text_embeds.unflatten(0, input_ids.shape[:2])}
 
 
 class FoldedDecoderStage(CATSegDecoderStage):
