@@ -34,6 +34,7 @@ from measure import ARCHITECTURES, ROOT, build_model, machine, measure, peak_mem
 
 SCENES = ROOT / "tests" / "fixtures" / "emoji_world"
 LARGE_VOCABULARY = 847
+PARTS = ("crops", "auto", "mean_iou")
 LIMITS, SCENE_LIMITS = (None, 128, 64, 32), (None, 24, 16, 12, 8)
 
 
@@ -52,7 +53,7 @@ def crop_rows(architecture: str, vocabularies: list[int], repeats: int) -> list[
 
 
 @torch.inference_mode()
-def selection_rows(architecture: str, vocabularies: list[int], kept: dict[str, int], repeats: int) -> list[dict]:
+def selection_rows(architecture: str, vocabularies: list[int], repeats: int, kept: dict[str, int]) -> list[dict]:
     """CPU seconds, the shortest of runs in turn, and peak memory of a crop with all classes, and with so many kept at
     each stage as "auto" would by its margins."""
     model, rows = build_model(architecture, "cpu"), []
@@ -119,24 +120,25 @@ def main():
         metavar=("COST", "LAYERS", "DECODER"),
         help="classes that auto leaves for the first layer, further layers and the decoder (%(default)s)",
     )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure (all)")
     parser.add_argument("--scenes", type=int, default=100, help="of the tests, at most 100 (%(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="timed runs; the shortest counts (%(default)s)")
     parser.add_argument("--json", type=Path, help="file for the result")
     arguments = parser.parse_args()
+    crops = (arguments.architecture, arguments.classes, arguments.repeats)
+    kept = dict(zip(SELECTION_STAGES, arguments.kept, strict=True))
+    parts = {
+        "crops": partial(crop_rows, *crops),
+        "auto": partial(selection_rows, *crops, kept),
+        "mean_iou": partial(scene_rows, arguments.scenes),
+    }
     result = {
         "case": "max_classes_per_image",
         "architecture": arguments.architecture,
         "scenes": arguments.scenes,
         "machine": machine("cpu"),
         "torch": torch.__version__,
-        "crops": crop_rows(arguments.architecture, arguments.classes, arguments.repeats),
-        "auto": selection_rows(
-            arguments.architecture,
-            arguments.classes,
-            dict(zip(SELECTION_STAGES, arguments.kept, strict=True)),
-            arguments.repeats,
-        ),
-        "mean_iou": scene_rows(arguments.scenes),
+        **{name: part() for name, part in parts.items() if name in arguments.parts},
     }
     write_json(result, arguments.json)
 
