@@ -94,7 +94,6 @@ def read_settings(model: Path) -> dict[str, Any]:
             read_json(model / name) for name in ("preprocessor_config.json", "processor_config.json", "tokenizer.json")
         )
         tokens = read_json(model / "tokenizer_config.json")
-        end = tokens["eos_token"]
         ids = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
         view = {
             "size": processor["image_size"],
@@ -107,9 +106,7 @@ def read_settings(model: Path) -> dict[str, Any]:
             "view": view,
             "prompts": {
                 "templates": prompts["prompt_templates"],
-                "begin": ids[tokens["bos_token"]],
-                "end": ids[end],
-                "padding": ids[tokens.get("pad_token", end)],
+                "padding": ids[tokens.get("pad_token", tokens["eos_token"])],
                 "maxLength": tokens["model_max_length"],
             },
             "colors": [class_color(index) for index in range(NUM_COLORS)],

@@ -106,15 +106,19 @@ async function segment() {
   }
   const classes = readClasses(byId("words").value);
   byId("input").inert = true;
+  byId("busy").textContent = `Segments ${image.name} into ${classes.names.length} classes.`;
+  await new Promise((resolve) => setTimeout(resolve)); // lets the browser show it
   try {
     result = { ...(await segmenter.segment(image, classes)), image, names: classes.names, asked: classes };
   } finally {
     byId("input").inert = false;
+    byId("busy").textContent = "";
   }
   drawSegmentation(image, result.classes, settings.colors, byId("image"), byId("overlay"));
   drawLegend(result.segments, settings.colors, byId("legend"));
   byId("pixel").textContent = "Click a pixel for its probabilities.";
   byId("result").hidden = false;
+  byId("busy").textContent = `${image.name}: ${result.segments.length} of ${classes.names.length} classes found.`;
 }
 
 function showPixel(event) {

@@ -2,25 +2,24 @@ import { Tokenizer } from "./packages/tokenizers.min.mjs";
 import { UserError } from "./errors.js";
 import { mostProbableWords, normalisedView } from "./resize.js";
 
-/** Tokenises prompts as the processor does: what a label spells out is text, special tokens too. */
+/** Tokenises prompts as the processor does. */
 export class PromptTokenizer {
   constructor(tokenizer, tokenizerConfig, settings) {
-    const withoutSpecialTokens = { ...tokenizer, added_tokens: [], post_processor: null };
-    this.tokenizer = new Tokenizer(withoutSpecialTokens, tokenizerConfig);
+    this.tokenizer = new Tokenizer(tokenizer, tokenizerConfig);
     this.settings = settings;
   }
 
   /** Token ids (T, P, L) of words in every prompt template, padded on the right: `ids` and `length`, which is L. */
   encode(words) {
-    const { templates, begin, end, padding, maxLength } = this.settings;
+    const { templates, padding, maxLength } = this.settings;
     const rows = words.flatMap((word) => {
       const name = word.split(",")[0].trim();
       return templates.map((template) => {
-        const { ids } = this.tokenizer.encode(template.replace("{}", () => name), { add_special_tokens: false });
-        if (ids.length + 2 > maxLength) {
-          throw new UserError(`"${word}" makes a prompt of ${ids.length + 2} tokens, but at most ${maxLength} are taken: shorten it.`);
+        const { ids } = this.tokenizer.encode(template.replace("{}", () => name));
+        if (ids.length > maxLength) {
+          throw new UserError(`"${word}" makes a prompt of ${ids.length} tokens, but at most ${maxLength} are taken: shorten it.`);
         }
-        return [begin, ...ids, end];
+        return ids;
       });
     });
     const length = Math.max(...rows.map((row) => row.length));

@@ -71,7 +71,7 @@ def test_the_manifest_and_the_settings(model, packages, tmp_path):
     assert gzip.decompress(packed["segmenter.onnx"].read_bytes()) == (model / "segmenter.onnx").read_bytes()
     settings = json.loads((page / "settings.json").read_text())
     assert settings["view"]["size"] == 128 and settings["prompts"]["maxLength"] == 77
-    assert [settings["prompts"][name] for name in ("begin", "end", "padding")] == [1008, 1009, 1009]
+    assert settings["prompts"]["padding"] == 1009
     assert settings["colors"][5] == list(class_color(5))
 
 
