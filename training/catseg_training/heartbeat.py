@@ -42,18 +42,25 @@ class Heartbeat:
         self._others = [other for other in range(world_size) if other != rank]
         self._counts = dict.fromkeys(self._others, 0)
         self._stopped = threading.Event()
+        self._threads: list[threading.Thread] = []
         # By rank, when each was heard of; this process's own entry is when the store last answered.
         self._heard = dict.fromkeys(range(world_size), time.monotonic())
 
     def start(self):
         # The store may never answer: another thread looks at the clock.
-        for function in (self._beat, self._watch):
-            threading.Thread(target=function, name="heartbeat", daemon=True).start()
+        self._threads = [
+            threading.Thread(target=function, name="heartbeat", daemon=True) for function in (self._beat, self._watch)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def stop(self):
         """Tells the others that nothing more will be heard of this process, and that nothing is wrong."""
         if not self._stopped.is_set():
             self._stopped.set()
+            # Python must not end while one of them asks the store.
+            for thread in self._threads:
+                thread.join(self.silence)
             try:
                 self.store.add(str(self.rank), _DONE)
             except DistError:
