@@ -12,8 +12,10 @@ from accelerate.utils import InitProcessGroupKwargs
 
 from catseg_hf.errors import UserError
 from catseg_hf.loading.segmenter import is_fast_on_cpu
-from catseg_hf.utils.processes import tell_if_alone
+from catseg_hf.utils.processes import check_addresses, tell_if_alone
 from catseg_hf.utils.threads import limit_threads
+
+from .heartbeat import watch_other_machines
 
 
 # Other processes wait for the main one while it writes, or scores with evaluate's metric.
@@ -44,13 +46,17 @@ def build_accelerator(**options: Any) -> Accelerator:
         options: Further arguments of `Accelerator`.
     """
     tell_if_alone()
+    on_cpu = not torch.accelerator.is_available()
+    if on_cpu:
+        check_addresses()
     limit_threads()
     accelerator = Accelerator(
         # Without being told, accelerate lets several processes on CPU run as if each were alone.
-        cpu=not torch.accelerator.is_available(),
+        cpu=on_cpu,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT)],
         **options,
     )
+    watch_other_machines()
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("catseg_training").setLevel(logging.INFO)
     if not accelerator.is_main_process:

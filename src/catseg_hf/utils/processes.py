@@ -1,6 +1,8 @@
 """Processes that share a job, as `torchrun` and `accelerate launch` start them, on one machine or several."""
 
+import ipaddress
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -98,6 +100,7 @@ def join_processes() -> Iterator[Processes]:
         tell_if_alone()
         yield Processes()
         return
+    check_addresses()
     store, rank, size = next(torch.distributed.rendezvous("env://"))
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=TIMEOUT)
     if rank > 0:
@@ -112,11 +115,65 @@ def tell_if_alone():
     """Says so if `accelerate launch` was asked for several processes and has started one, as it does on CPUs."""
     # The one has an address to meet others at, but no rank among them.
     if {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys() and not _RANKS & os.environ.keys():
+        if os.environ["MASTER_ADDR"] not in ("127.0.0.1", "localhost"):
+            raise UserError(
+                f"`accelerate launch` was to bring several machines together at {os.environ['MASTER_ADDR']}, but on "
+                "CPUs it starts one process on each that knows nothing of the others, and all of them would write to "
+                "the same output. Add --multi_gpu, which brings processes on CPUs together, too, or use `torchrun`."
+            )
         print(
             "This process works alone: on CPUs `accelerate launch` starts only one, whatever its --num_processes. "
             "`torchrun --nproc_per_node N` in its place starts N.",
             file=sys.stderr,
         )
+
+
+def check_addresses():
+    """
+    Looks at the addresses by which processes on several machines are to find each other over gloo.
+
+    Raises:
+        UserError: If one of them leads back to the machine that it is looked up on, as the host name does where
+            `/etc/hosts` says so; gloo would wait for hours.
+    """
+    world_size, meeting_place = int(os.environ.get("WORLD_SIZE", "1")), os.environ.get("MASTER_ADDR")
+    if meeting_place is None or world_size == int(os.environ.get("LOCAL_WORLD_SIZE", world_size)):
+        return
+    if _is_loopback(meeting_place):
+        # Several launchers on one machine meet there as well.
+        if os.environ.get("GROUP_RANK", "0") != "0" and not _is_open(meeting_place, int(os.environ["MASTER_PORT"])):
+            raise UserError(
+                f"The processes are to meet on the first machine, which calls itself {meeting_place!r}, but on this "
+                "machine that name is its own: start `torchrun` on the first machine with --local_addr and the "
+                "address that others reach it at."
+            )
+        return
+    name = socket.gethostname()
+    if "GLOO_SOCKET_IFNAME" not in os.environ and _is_loopback(name):
+        interfaces = [interface for _, interface in socket.if_nameindex() if interface != "lo"]
+        raise UserError(
+            f"This machine's name {name!r} leads back to itself (see /etc/hosts), so that the processes on "
+            "the other machines would not find it: set GLOO_SOCKET_IFNAME on every machine to the network interface "
+            f"that the others reach it by ({', '.join(interfaces) or 'none'} on this one)."
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return any(
+            ipaddress.ip_address(address[0]).is_loopback
+            for *_, address in socket.getaddrinfo(host, None, socket.AF_INET)
+        )
+    except OSError:
+        return False
+
+
+def _is_open(host: str, port: int) -> bool:
+    try:
+        socket.create_connection((host, port), timeout=5).close()
+        return True
+    except OSError:
+        return False
 
 
 def speaks_for_all() -> bool:

@@ -88,7 +88,7 @@ def load_segmentation_data(
     shards = [] if is_pairs else tar_shards(folder, split)
     if (is_pairs or shards) and (config_name, image_column, label_column) != (None, None, None):
         raise UserError(
-            f"{source} has images and labels under the same names, no configuration and no columns: leave them out."
+            f"{source} pairs images and labels by name, which has no configuration and no columns: leave them out."
         )
     if shards:
         dataset = tar_dataset(shards, streaming, cache_dir)
