@@ -1,6 +1,7 @@
 """CAT-Seg for transformers: open-vocabulary semantic segmentation by cost aggregation (Cho et al., CVPR 2024)."""
 
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +11,12 @@ from .version import __version__  # noqa: F401
 EMBEDDED_MODEL = str(Path(__file__).with_name("embedded_model"))
 """Folder of a small checkpoint for scenes of emoji. Its `words.json` says which words it was shown masks of."""
 
-# The console script answers `--help` and wrong arguments without torch and transformers, whose import takes seconds:
-# there alone, everything else is imported when it is asked for.
-_IS_COMMAND = Path(sys.argv[0] if sys.argv else "").stem == "catseg-hf"
+# The console script answers `--help` and wrong arguments without torch and transformers, whose import takes seconds,
+# and where there is no torch `catseg_hf.export.runtime` does without: there alone, everything else is imported when it
+# is asked for.
+_IS_LAZY = Path(sys.argv[0] if sys.argv else "").stem == "catseg-hf" or find_spec("torch") is None
 
-if TYPE_CHECKING or not _IS_COMMAND:
+if TYPE_CHECKING or not _IS_LAZY:
     from .registration import (
         VOCABULARIES,
         CATSegConfig,

@@ -29,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # no name or label is worth failing for
     arguments = build_parser().parse_args(argv)
     arguments.check(arguments)
+    arguments.require(arguments)
     from . import registration  # noqa: F401  the console script alone has not done it yet
     from .utils.threads import limit_threads
 
@@ -56,7 +57,8 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
     parser = argparse.ArgumentParser(prog="catseg-hf", description="Open-vocabulary segmentation with CAT-Seg.")
     parser.add_argument("--version", action="version", version=f"catseg-hf {__version__}")
-    parser.set_defaults(check=lambda arguments: None)  # what a command has to say of options that do not go together
+    # What a command has to say of options that do not go together, and of packages that are missing.
+    parser.set_defaults(check=lambda arguments: None, require=lambda arguments: None)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in COMMANDS:
         command.add_parser(commands)

@@ -79,7 +79,11 @@ def cost_volume(image_embeds: torch.Tensor, text_embeds: torch.Tensor) -> torch.
     Returns:
         `torch.FloatTensor` of shape `(batch_size, num_prompts, num_classes, rows, columns)`, in [-1, 1].
     """
-    return torch.einsum("bhwd,tpd->bpthw", F.normalize(image_embeds, dim=-1), text_embeds)
+    grid = image_embeds.shape[1:3]
+    image_embeds = F.normalize(image_embeds, dim=-1).flatten(1, 2)  # (B, H * W, D)
+    # One product of matrices and not an einsum, which exported graphs would keep and not every runtime computes.
+    cost = (image_embeds @ text_embeds.flatten(0, 1).T).unflatten(-1, text_embeds.shape[:2])  # (B, H * W, T, P)
+    return cost.permute(0, 3, 2, 1).unflatten(-1, grid)
 
 
 def most_similar_classes(cost: torch.Tensor, num_kept_classes: int) -> torch.Tensor:
@@ -106,12 +110,16 @@ def cut_classes(
         kept classes, and their indices `(batch_size, num_kept_classes)`, or `None` if all were kept.
     """
     num_classes = cost.shape[2]
-    # An exported graph must do for any number of classes: of few, it takes the most similar ones too, that is all.
-    if class_limit == 0 or (not is_exporting() and num_classes <= class_limit):
+    # A graph for any number of classes must do for many: of few, it takes the most similar ones too, that is all.
+    is_any_number = is_exporting() and isinstance(num_classes, torch.SymInt)
+    if class_limit == 0 or (not is_any_number and num_classes <= class_limit):
         return cost, text_embeds[None], None
     class_indices = most_similar_classes(cost, torch.sym_min(class_limit, num_classes))
-    indices = class_indices[:, None, :, None, None].expand(-1, cost.shape[1], -1, *cost.shape[3:])
-    return cost.gather(2, indices), text_embeds[class_indices], class_indices
+    # In four axes and along one of them, as WebGPU can.
+    indices = class_indices[:, None, :, None].expand(-1, cost.shape[1], -1, cost.shape[3] * cost.shape[4])
+    kept_cost = cost.flatten(3).gather(2, indices).unflatten(3, cost.shape[3:])
+    kept_text_embeds = text_embeds.index_select(0, class_indices.flatten()).unflatten(0, class_indices.shape)
+    return kept_cost, kept_text_embeds, class_indices
 
 
 def restore_classes(logits: torch.Tensor, class_indices: torch.Tensor, num_classes: int) -> torch.Tensor:

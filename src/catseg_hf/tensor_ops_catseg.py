@@ -6,6 +6,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from .tracing_catseg import is_exporting
+
 
 # Bytes of the largest activation of the slices worked on together: what a core's cache holds, or what keeps an
 # accelerator busy.
@@ -68,9 +70,11 @@ def independent_chunks(
         dim (`int`): Axis of the slices.
         numel_per_slice (`int`): Numbers in the largest activation that comes of one slice.
         size (`int`, *optional*): Slices in each part; by default as many as keep that activation within a fixed number
-            of bytes.
+            of bytes. A graph that is compiled or exported has one part, but for a number of slices that it fixes and
+            a size.
     """
-    if torch.compiler.is_compiling():
+    is_fixed = is_exporting() and size is not None and isinstance(tensor.shape[dim], int)
+    if torch.compiler.is_compiling() and not is_fixed:
         return (tensor,)
     if size is None:
         chunk_bytes = CPU_CHUNK_BYTES if tensor.device.type == "cpu" else ACCELERATOR_CHUNK_BYTES

@@ -9,7 +9,7 @@ from transformers import AutoModelForSemanticSegmentation
 
 import convert_catseg_original_to_hf
 import export_catseg
-from catseg_hf import cli
+from catseg_hf import cli, load_vocabulary
 from catseg_hf.conversion import converter
 from catseg_testing.tokenizer import TOKENIZER
 from conftest import FIXTURES
@@ -73,7 +73,7 @@ def test_every_option_of_a_conversion_is_passed_on(by_script, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("by_script", [False, True])
-def test_every_option_of_an_export_is_passed_on(by_script, monkeypatch):
+def test_every_option_of_an_export_is_passed_on(by_script, tmp_path, monkeypatch):
     pytest.importorskip("transformers.exporters", reason="transformers has no exporters before 5.24")
     calls = []
 
@@ -81,12 +81,27 @@ def test_every_option_of_an_export_is_passed_on(by_script, monkeypatch):
         calls.append((arguments, options))
 
     monkeypatch.setattr("catseg_hf.export.graphs.export", export)
+    monkeypatch.setattr("catseg_hf.export.fixed.export_fixed", export)
+    monkeypatch.setattr("catseg_hf.export.formats.find_spec", lambda package: package)  # as if all were installed
+    words = tmp_path / "words.txt"
+    words.write_text("cat\nsofa")
     base = ["--model", "catseg-base", "--output", "out"]
     assert run("export", [*base, "--format", "onnx", "--quantize", "int8"], by_script) == 0
     assert run("export", [*base, "--format", "executorch", "--batch_size", 2, "--num_classes", 9], by_script) == 0
     assert calls == [
         (("catseg-base", "out", "onnx"), {"quantize": "int8", "batch_size": 1, "num_classes": None}),
         (("catseg-base", "out", "executorch"), {"quantize": None, "batch_size": 2, "num_classes": 9}),
+    ]
+    calls.clear()
+    assert run("export", [*base, "--format", "openvino", "--labels", "cat, sofa"], by_script) == 0
+    assert run("export", [*base, "--format", "onnx", "--vocabulary", "pascal_voc_20"], by_script) == 0
+    options = ["--vocabulary", words, "--target", "gis", "--resolution", "30", "--quantize", "int8"]
+    assert run("export", [*base, "--format", "onnx", *options], by_script) == 0
+    plain = {"target": None, "quantize": None, "resolution": 10.0}
+    assert calls == [
+        (("catseg-base", "out", "openvino", "cat, sofa"), plain),
+        (("catseg-base", "out", "onnx", load_vocabulary("pascal_voc_20")), plain),
+        (("catseg-base", "out", "onnx", ["cat", "sofa"]), {"target": "gis", "quantize": "int8", "resolution": 30.0}),
     ]
 
 

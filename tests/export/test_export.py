@@ -95,6 +95,26 @@ def test_onnx(onnx_folder, checkpoint):
 
 
 @pytest.mark.slow
+def test_onnx_in_one_session_and_in_any_order(onnx_folder, checkpoint):
+    """Some runtimes keep the sizes of an earlier call."""
+    exported = exporters.ExportedModel.from_pretrained(onnx_folder)
+    assert_parity(exported, checkpoint, [(1, 20), (1, 1), (2, 135), (1, 4), (3, 20), (1, 20)])
+
+
+@pytest.mark.slow
+def test_nodes_that_runtimes_compute_wrongly(onnx_folder):
+    """WebGPU: gathering in five axes, or by tuples of indices; OpenCV: Einsum; both: antialiased Resize."""
+    import onnx
+
+    for name in ("text_encoder", "segmenter"):
+        model = onnx.shape_inference.infer_shapes(onnx.load(onnx_folder / f"{name}.onnx"))
+        assert not {node.op_type for node in model.graph.node} & {"GatherND", "ScatterND", "Einsum", "Resize"}
+        ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in model.graph.value_info}
+        gathered = [ranks[node.output[0]] for node in model.graph.node if node.op_type == "GatherElements"]
+        assert max(gathered, default=0) <= 4 and bool(gathered) == (name == "segmenter")
+
+
+@pytest.mark.slow
 def test_onnx_of_the_base_model():
     require_onnx()
     model = converted_model(full_size_state_dict("vit_b_16_384")).eval().requires_grad_(False)
@@ -167,7 +187,8 @@ def test_example_needs_no_torch(labels, background, sliding_window, onnx_folder,
     options += ["--labels", *labels] if labels else []
     options += ["--background", *background] if background else []
     script = ROOT / "demo" / "segment_onnx.py"
-    subprocess.run([sys.executable, "-c", WITHOUT_TORCH, script, *options], check=True, env={"PATH": ""})
+    environment = {"PATH": "", "PYTHONPATH": str(ROOT / "src")}
+    subprocess.run([sys.executable, "-c", WITHOUT_TORCH, script, *options], check=True, env=environment)
     found = np.asarray(Image.open(tmp_path / "labels.png"))
 
     segmenter = pipeline("zero-shot-image-segmentation", model=str(checkpoint))

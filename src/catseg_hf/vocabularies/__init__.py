@@ -1,10 +1,11 @@
 """The class names of the benchmarks that CAT-Seg is evaluated on, in their order."""
 
 import json
+import os
 from pathlib import Path
 
 from ..coco_stuff_catseg import COCO_STUFF_LABELS
-from ..errors import UserError
+from ..errors import UserError, first_line
 
 
 VOCABULARIES = (
@@ -43,4 +44,32 @@ def load_vocabulary(name: str) -> list[str]:
     return [id2label[str(index)] for index in range(len(id2label))]
 
 
-__all__ = ["VOCABULARIES", "load_vocabulary"]
+def read_vocabulary(path: str | os.PathLike) -> list[str]:
+    """
+    The labels in a file: a JSON list of them, or a label on each line.
+
+    Args:
+        path (`str`): The file, in UTF-8; JSON if its name ends so.
+
+    Raises:
+        UserError: If it cannot be read, or holds no labels.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        labels = json.loads(text) if path.suffix.lower() == ".json" else text.splitlines()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise UserError(
+            f"The vocabulary {str(path)!r} could not be read ({reason}): name a file with a label on each line or a "
+            f"JSON list of labels, or one of {', '.join(VOCABULARIES)}."
+        ) from error
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise UserError(f"The vocabulary {str(path)!r} holds no JSON list of strings: write the labels as one.")
+    labels = [label.strip() for label in labels if label.strip()]
+    if not labels:
+        raise UserError(f"The vocabulary {str(path)!r} holds no labels: write one on each line.")
+    return labels
+
+
+__all__ = ["VOCABULARIES", "load_vocabulary", "read_vocabulary"]
