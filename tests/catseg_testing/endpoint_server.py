@@ -1,8 +1,7 @@
 """A small stand-in for the server of Hugging Face's Inference Endpoints, on the loopback interface.
 
-It hands requests to a handler, and its answers back, as huggingface-inference-toolkit 0.5.6 does: `inputs` is an image
-in RGB, of a body that is JSON or an image's bytes, with a Content-Type or without; images in the answer become base64
-of PNG, and what the handler raises status 400.
+`inputs` is an image in RGB, of a body that is JSON or an image's bytes, with a Content-Type or without, since that is
+how `InferenceClient` sends them; images in the answer become base64 of PNG, and what the handler raises status 400.
 """
 
 import base64

@@ -41,6 +41,10 @@ WEBGPU_ON_CPU = [
     "--use-vulkan=swiftshader",
     "--use-webgpu-adapter=swiftshader",
 ]
+takes_minutes = pytest.mark.skipif(
+    "WEB_PAGE" not in os.environ,
+    reason="a WebGPU adapter on the processor takes minutes: run it with WEB_PAGE=build/web, what `make web` wrote",
+)
 HARD_WORDS = ["endoftext", "Ärger", "naïve café", "日本", "don't", "x2", "😀", "a - b", "İstanbul"]
 # What npm says where there is no network.
 NO_REGISTRY = re.compile("ENOTFOUND|EAI_AGAIN|ECONNREFUSED|ETIMEDOUT")
@@ -167,8 +171,7 @@ def vocabularies() -> list[list[str]]:
     [
         ("?device=wasm&threads=1", (), "WebAssembly, 1 thread)", (SCENE, PHOTOGRAPH)),
         ("?device=wasm&threads=2", (), "WebAssembly, 2 threads)", (SCENE, PHOTOGRAPH)),
-        # Half a minute an image, where an adapter is computed.
-        ("?device=webgpu", WEBGPU_ON_CPU, "WebGPU)", (PHOTOGRAPH,)),
+        pytest.param("?device=webgpu", WEBGPU_ON_CPU, "WebGPU)", (PHOTOGRAPH,), marks=takes_minutes),
     ],
 )
 def test_the_pipelines_map(query, options, where, images, visit, server, segmenter, tmp_path):
