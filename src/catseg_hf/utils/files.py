@@ -165,33 +165,40 @@ def built_aside(folder: Path) -> Iterator[Path]:
 @contextmanager
 def locked_folder(folder: Path, output: Path | None = None) -> Iterator[None]:
     """
-    Keeps other runs out of a folder, which is made where it is missing, until the block or the process ends, where the
-    file system knows locks: some networks' do not. `output` is what is written there, by default the folder.
+    Keeps other runs out of a folder until the block or the process ends, where the file system knows locks: some
+    networks' do not. It is made where it is missing, and removed if nothing was written to it. `output` is what is
+    written there, by default the folder.
 
     Raises:
         UserError: If another run is writing there, or the folder cannot be made.
     """
+    is_new = not folder.exists()
     with explained_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    if fcntl is None:
-        yield
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = None if fcntl is None else os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            is_free = False
-        except OSError:
-            is_free = True
-        else:
-            is_free = _is_at(folder, descriptor)  # the other run may have moved it into place between the two calls
-        if not is_free:
-            where = "" if output is None else f" (in {folder})"
-            raise UserError(f"Another run is writing {output or folder}{where}: wait for it, or name another one.")
+        if descriptor is not None:
+            _lock(descriptor, folder, output)
         yield
     finally:
-        os.close(descriptor)
+        if descriptor is not None:
+            os.close(descriptor)
+        if is_new:
+            _remove_if_empty(folder)
+
+
+def _lock(descriptor: int, folder: Path, output: Path | None):
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        is_free = False
+    except OSError:
+        is_free = True
+    else:
+        is_free = _is_at(folder, descriptor)  # the other run may have moved it into place between the two calls
+    if not is_free:
+        where = "" if output is None else f" (in {folder})"
+        raise UserError(f"Another run is writing {output or folder}{where}: wait for it, or name another one.")
 
 
 def _is_at(path: Path, descriptor: int) -> bool:
