@@ -52,6 +52,7 @@ def complete(driver, command, tmp_path_factory) -> tuple[Path, int]:
     return folder, result["changes"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_two_processes(batch_size, driver, command, complete, tmp_path):
     arguments = [*command, "--batch_size", batch_size, "--output_dir", tmp_path]

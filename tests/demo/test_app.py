@@ -437,6 +437,7 @@ def test_labels_with_the_same_prompt_are_told(visitor, result, monkeypatch):
     ]
 
 
+@pytest.mark.slow
 def test_animations_and_cancelled_requests_leave_the_app_running(visitor, tmp_path):
     from gradio_client import handle_file
 

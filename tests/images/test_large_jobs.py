@@ -75,6 +75,7 @@ def test_batches_do_not_depend_on_processes(segment, tmp_path):
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
+@pytest.mark.slow
 def test_annotations_of_two_processes(segment, tmp_path):
     for name, options in (("one", {}), ("two", {"world_size": 2})):
         result = segment(tmp_path / name, "--format", "coco", "--format", "labelme", **options)

@@ -39,6 +39,7 @@ def test_folder_is_complete(saved):
     assert not (saved / "preprocessor_config.json").exists()
 
 
+@pytest.mark.slow
 def test_stranger_uses_it_and_saves_it_again(saved, python_without_package, tmp_path):
     first = use(python_without_package, saved, tmp_path / "again", tmp_path / "cache_1")
     names = sorted(path.name for path in saved.iterdir())

@@ -57,6 +57,7 @@ def test_padding_with_the_sliding_window(model):
     assert (logits[:, 2:] < -80).all()
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_one_graph_for_every_vocabulary(model, pixel_values):
     torch._dynamo.reset()

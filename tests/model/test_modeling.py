@@ -220,6 +220,7 @@ def kept_bytes(model, inputs) -> int:
     return sum(kept.values())
 
 
+@pytest.mark.slow
 def test_recomputation_keeps_less(model, inputs):
     kept = {"never switched on": kept_bytes(model.train(), inputs)}
     for mode in ("everywhere", "outside CLIP", "off"):
@@ -270,6 +271,7 @@ def test_an_ignore_index_that_is_a_class_is_said(model, inputs, ignore_index, ca
     assert ("(3) is one of the 5 classes" in caplog.text) == (ignore_index == 3)
 
 
+@pytest.mark.slow
 def test_trainer_accumulates_the_mean(model, inputs, tmp_path):
     """Two images at once, and one after the other: the same loss and gradient."""
     model.set_vocabulary(list("abcde"), inputs["input_ids"])

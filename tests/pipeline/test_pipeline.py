@@ -275,6 +275,7 @@ def test_urls(segmenter, image, server):
         segmenter("http://127.0.0.1:9/a.png", LABELS)
 
 
+@pytest.mark.slow
 def test_many_pictures(segmenter, images):
     expected = [segmenter(image, LABELS) for image in images]
     column = datasets.Dataset.from_dict({"image": images}, features=datasets.Features({"image": datasets.Image()}))

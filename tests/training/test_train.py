@@ -249,6 +249,7 @@ def test_output_folder(command, tmp_path, capsys):
     assert not names(output) & {"checkpoint-77", ".checkpoint-2.incomplete", "adapter"}
 
 
+@pytest.mark.slow
 def test_resumed(command, tmp_path, caplog, capsys):
     """What a resumed run may and may not have otherwise."""
     output = tmp_path / "out"
@@ -280,6 +281,7 @@ def test_resumed(command, tmp_path, caplog, capsys):
     assert "no checkpoint that this script has written" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_epochs(evaluating, tmp_path):
     """Five images by twos, two and a half times: epochs end with the third and the fifth step."""
     options = ["--num_train_epochs", 2.5, "--checkpointing_steps", "epoch"]

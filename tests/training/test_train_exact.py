@@ -178,6 +178,7 @@ def course(folder: Path) -> list[dict]:
     return [{name: entry[name] for name in entry if name not in measured} for entry in history(folder)]
 
 
+@pytest.mark.slow
 @needs_fork
 def test_killed_while_it_writes(driver, uninterrupted, tmp_path):
     """Killed at changes of the file system all over a run, and resumed each time."""

@@ -35,6 +35,7 @@ def run(source, output, *options, labels="grass, water, snow, cat, balloon"):
     return cli.main(["video", str(source), "--output", str(output), "--labels", labels, *options])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".mp4", pytest.param(".mkv", marks=pytest.mark.slow)])
 def test_ten_seconds_keep_their_frames_rate_size_and_audio(tmp_path, capsys, suffix):
     clip = write_clip(tmp_path / f"clip{suffix}", pan(0, 5 * RATE) + pan(3, 5 * RATE))

@@ -33,8 +33,8 @@ def colors_in(pixels):
 
 
 def test_colors_are_stable_and_distinct():
-    colors = [class_color(index) for index in range(4096)]
-    assert len(set(colors)) == 4096
+    colors = [class_color(index) for index in range(1024)]
+    assert len(set(colors)) == 1024
     # The same in another process, in which other colours were asked for before.
     code = "from catseg_hf.visualization import class_color as c; print(c(846), [c(i) for i in range(847)])"
     printed = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout

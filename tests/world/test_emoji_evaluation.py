@@ -62,6 +62,7 @@ def cost(model, scenes, word_ids):
     return interpolate(cost, size=scenes[1].shape[1:], mode="bilinear")
 
 
+@pytest.mark.slow
 def test_evaluate_clip(clip_folder, scenes, cost):
     labels = scenes[1]
     own_words = []
