@@ -82,7 +82,7 @@ def assert_parity(exported: exporters.ExportedModel, checkpoint: Path, sizes: li
             torch.testing.assert_close(found, model.get_text_embeds(input_ids), **PARITY)
 
 
-ANY_SIZES = [(batch_size, num_classes) for num_classes in (1, 20, 171, 300) for batch_size in (1, 3)]
+ANY_SIZES = [(1, 1), (3, 20), (1, 171), (2, 300)]
 
 
 @pytest.mark.slow
