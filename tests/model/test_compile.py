@@ -58,7 +58,7 @@ def test_inference(model):
 
 
 def test_training(model, golden_inputs):
-    """The graphs of both directions, with activations that are computed again for the gradients, as train.py has it."""
+    """Graphs of both directions, with activations that are computed again for the gradients, as train.py has it."""
     labels = torch.randint(0, 5, (2, 48, 48), generator=torch.Generator().manual_seed(0))
     model.train().freeze_clip("attention")
     model.activation_checkpointing_enable()
