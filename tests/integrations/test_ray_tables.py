@@ -1,5 +1,6 @@
 """What Ray Data calls, without Ray: tables, tar files, and what is asked of a cluster."""
 
+import copy
 import io
 import socket
 import tarfile
@@ -58,6 +59,26 @@ def test_errors_of_the_reading_are_kept(segmenter, table):
     assert rows[0] == expected[0] and rows[2:] == expected[2:]
 
 
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()])
+def test_paths_are_kept(kind, segmenter, tmp_path):
+    """Also as other libraries than Ray store them."""
+    (tmp_path / "0.png").write_bytes(mixed_images(1).popitem()[1])
+    paths = pa.array([str(tmp_path / "0.png"), str(tmp_path / "missing.png")], kind)
+    segmenter = copy.copy(segmenter)
+    segmenter.image_column = "path"
+    result = segmenter(pa.table({"path": paths}))
+    assert result.column("path").to_pylist() == paths.to_pylist()
+    assert [error is None for error in result.column("error").to_pylist()] == [True, False]
+
+
+def test_an_empty_error_is_none(segmenter, table):
+    expected = segmenter(table)
+    for errors in (pa.array([""] * NUM_IMAGES), pa.nulls(NUM_IMAGES)):
+        assert segmenter(table.append_column("error", errors)) == expected
+    with pytest.raises(UserError, match="column 'error' of double, but text is needed"):
+        segmenter(table.append_column("error", pa.array([0.0] * NUM_IMAGES)))
+
+
 def test_columns_are_refused(segmenter, table):
     with pytest.raises(UserError, match="no column 'bytes', but 'path', 'id'"):
         segmenter(table.drop_columns(["bytes"]))
@@ -110,6 +131,29 @@ def test_tar_files_that_end_early(end):
     names, error = read_until_error(archive()[:end])
     assert names == NAMES[: 3 if end == 6 * 1536 else 2 if end >= 5 * 1536 else 1 if end else 0]
     assert "'shard.tar' ends early or is damaged" in error and f"behind {len(names)} image" in error
+
+
+def test_a_tar_file_that_another_reader_unpacks():
+    """Such as Arrow, whose errors are of the operating system."""
+
+    class File(io.BytesIO):
+        def read(self, size=-1):
+            if not (data := super().read(size)):
+                raise OSError("Truncated compressed stream")
+            return data
+
+    with pytest.raises(UserError, match="ends early or is damaged, behind 1 image: Truncated compressed stream"):
+        list(read_tar(File(archive()[: 4 * 1536]), "shard.tar", SUFFIXES))
+
+
+def test_names_of_images_in_tar_files():
+    """Up to their last dot; label maps are none, nor is what begins with a dot."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        for name in ("photo.v2.jpg", "a.SEG.png", "a.seg.jpg", "a.json", ".b.jpg", "c"):
+            tar.addfile(tarfile.TarInfo(name))
+    names = [name for name, _ in read_tar(io.BytesIO(file.getvalue()), "shard.tar", SUFFIXES)]
+    assert names == ["photo.v2.jpg", "a.seg.jpg"]
 
 
 def test_a_compressed_tar_file_that_ends_early():
