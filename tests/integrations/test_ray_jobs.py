@@ -1,5 +1,6 @@
 """Jobs on Ray: the bytes of plain processes, whatever is killed, damaged or asked for twice."""
 
+import gzip
 import io
 import json
 import os
@@ -175,6 +176,10 @@ def test_a_shard_that_ends_early(cluster, segmenter, images, expected, tmp_path)
     assert len(rows) == 4 and rows[-1]["path"] == str(cut)
     assert "ends early or is damaged, behind 3 images" in rows[-1]["error"]
     check_rows(rows[:3], expected, num_images=3)
+    packed = tmp_path / "cut.tar.gz"
+    packed.write_bytes(gzip.compress(whole.getvalue())[:-60])
+    rows = ray_data.read(str(packed), "webdataset").take_all()
+    assert rows[-1]["path"] == str(packed) and "ends early or is damaged" in rows[-1]["error"]
     (tmp_path / "cut.parquet").write_bytes(b"PAR1" + bytes(100))
     with pytest.raises(UserError, match="cut.parquet"), ray_data.reported_errors():
         ray_data.read(str(tmp_path / "cut.parquet"), "parquet").take_all()

@@ -79,7 +79,7 @@ def read(paths: str | Sequence[str], format: str = "images", *, filesystem: Any 
     Args:
         paths (`str` or `list[str]`): Files or folders, in reach of every node, or URLs such as s3://bucket/folder.
         format (`str`, *optional*, defaults to `"images"`): `"images"`, the image files; `"parquet"`, tables;
-            `"webdataset"`, tar files, of which images with a single suffix are taken (cat.jpg, not cat.seg.png).
+            `"webdataset"`, tar files, of which all images but label maps (cat.seg.png) are taken.
         filesystem (`pyarrow.fs.FileSystem` or `fsspec.AbstractFileSystem`, *optional*): Where the paths lie.
 
     Returns:
@@ -132,6 +132,10 @@ class TarDatasource(FileBasedDatasource):
 
     def __init__(self, paths: str | Sequence[str], **options: Any):
         super().__init__(paths, file_extensions=TAR_EXTENSIONS, **options)
+
+    def resolve_compression(self, path: str, open_args: dict[str, Any]) -> str | None:
+        """None: `read_tar` unpacks, and tells where an archive ends early."""
+        return None
 
     def _read_stream(self, file: Any, path: str) -> Iterator[pa.Table]:
         rows = []
