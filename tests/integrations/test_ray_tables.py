@@ -2,6 +2,7 @@
 
 import copy
 import io
+import itertools
 import socket
 import tarfile
 
@@ -172,8 +173,14 @@ def nodes(*resources: dict) -> list[dict]:
         ([{"CPU": 2}], {"number": 2, "num_cpus": 0.75}, (2, 0.75, 0)),
         ([{"CPU": 16, "GPU": 8}], {}, (8, 1, 1)),
         ([{"CPU": 16, "GPU": 8}], {"num_gpus": 0.5}, (16, 0.98, 0.5)),
-        ([{"CPU": 2}, {"CPU": 2}], {"number": 3}, (3, 0.87, 0)),
+        ([{"CPU": 2}, {"CPU": 2}], {"number": 3}, (3, 1, 0)),
+        ([{"CPU": 2}, {"CPU": 2}], {"number": 4}, (4, 0.87, 0)),
         ([{"CPU": 2}], {"room": 1.25}, (2, 0.37, 0)),
+        ([{"CPU": 1}] * 8, {"room": 1.0}, (7, 1, 0)),
+        ([{"CPU": 2}, {"CPU": 2}], {"number": 3, "room": 1.0}, (3, 1, 0)),
+        ([{"CPU": 4, "GPU": 3}] * 2, {"num_gpus": 2.0}, (2, 1, 2)),
+        ([{"CPU": 64}, {"CPU": 4, "GPU": 4}], {}, (4, 1, 1)),
+        ([{"CPU": 4, "GPU": 1}] * 2, {"num_gpus": 0.1}, (20, 0.37, 0.1)),
     ],
 )
 def test_actors_leave_cpus_for_reading(resources, asked, expected):
@@ -190,7 +197,14 @@ def test_actors_leave_cpus_for_reading(resources, asked, expected):
         ([{"CPU": 2}, {"CPU": 2}], {"number": 2, "num_cpus": 2.0}, "give each at most 1.75 CPUs"),
         ([{"CPU": 2}], {"number": 200}, "too few for so many"),
         ([{"CPU": 2}], {"number": 0}, "at least 1 is needed"),
-        ([{"CPU": 2}], {"num_gpus": 1.0}, "has 0: give fewer"),
+        ([{"CPU": 2}], {"num_gpus": 1.0}, "more than 0: give fewer"),
+        ([{"CPU": 4, "GPU": 1}] * 4, {"num_gpus": 2.0}, "no node of the Ray cluster has more than 1: give fewer"),
+        ([{"CPU": 4, "GPU": 3}] * 2, {"num_gpus": 2.0, "number": 3}, "have room for 2: give at most 2"),
+        ([{"CPU": 4, "GPU": 4}], {"num_gpus": -1.0}, "Each actor is to have -1 GPUs, but 0, a share"),
+        ([{"CPU": 4, "GPU": 4}], {"num_gpus": 1.5}, "Each actor is to have 1.5 GPUs, but 0, a share"),
+        ([{"CPU": 64}, {"CPU": 4, "GPU": 4}], {"num_cpus": 8.0}, "give each at most 1 CPUs"),
+        ([{"CPU": 1}] * 8, {"room": 1.0, "number": 8}, "give at most 7 (`num_actors`"),
+        ([{"CPU": 1}], {"room": 1.0}, "No node of the Ray cluster has more than 1 CPUs, which are to stay free"),
         ([{"CPU": 2}], {"number": 1, "num_cpus": 0.0}, "`num_cpus` is 0"),
     ],
 )
@@ -203,16 +217,27 @@ def test_actors_that_reserve_all_cpus_are_refused(resources, asked, words):
 def test_what_is_offered_is_accepted():
     for count in (1, 2, 3, 7):
         with pytest.raises(UserError) as error:
-            cluster.choose_actors(nodes({"CPU": 4}, {"CPU": 2}), number=count, num_cpus=4.0)
+            cluster.choose_actors(nodes({"CPU": 4}, {"CPU": 2}), number=count, num_cpus=5.0)
         most = float(str(error.value).partition("at most ")[2].split()[0])
         assert cluster.choose_actors(nodes({"CPU": 4}, {"CPU": 2}), number=count, num_cpus=most).num_cpus == most
+
+
+@pytest.mark.parametrize("number", [1, 3, 6, 9])
+@pytest.mark.parametrize("room", [0.25, 1.0])
+def test_a_node_has_room_however_actors_are_spread(number, room):
+    cpus = (4, 2, 1)
+    each = cluster.choose_actors(nodes(*({"CPU": own} for own in cpus)), number, room=room).num_cpus
+    for spread in itertools.product(range(number + 1), repeat=len(cpus)):
+        free = [own - each * count for own, count in zip(cpus, spread, strict=True)]
+        if sum(spread) == number and min(free) >= 0:
+            assert max(free) >= room
 
 
 def test_addresses(monkeypatch):
     """Refused in a bounded time: what is no address, where nothing listens, and where no Ray does."""
     monkeypatch.setattr(cluster, "SECONDS", 0.5)
     monkeypatch.setattr(cluster, "SECONDS_TO_JOIN", 0.5)
-    for address in ("head", "head:port", "ray://", ":1"):
+    for address in ("[head:6379", "head", "head:port", "ray://", ":1"):
         with pytest.raises(UserError, match="HOST:PORT"):
             cluster.check_answers(address)
     with socket.socket() as server:

@@ -53,8 +53,8 @@ class TableSegmenter:
             that cannot be read is a row with its `error`; so is a row that has an `error` already.
 
         Raises:
-            UserError: If there is no such column, or one that the results would replace, or a column `error` that holds
-                no text.
+            UserError: If there is no such column, or one that the results would replace, or a column `error` that
+                holds no text.
         """
         names = [name for name in table.column_names if name != "error"]
         self.options.check_columns(names, self.image_column)
