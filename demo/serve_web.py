@@ -39,9 +39,7 @@ def main():
     try:
         server = ThreadingHTTPServer(("127.0.0.1", arguments.port), handler)
     except (OSError, OverflowError) as error:
-        parser.error(
-            f"port {arguments.port} cannot be used ({error}): give another one, or 0 for any (--port)"
-        )
+        parser.error(f"port {arguments.port} cannot be used ({error}): give another one, or 0 for any (--port)")
     with server:
         print(f"http://127.0.0.1:{server.server_port}", flush=True)
         try:
