@@ -36,7 +36,11 @@ def main():
     if not (arguments.folder / "index.html").is_file():
         parser.error(f"{arguments.folder} has no index.html: run `make web` first")
     handler = partial(PageHandler, directory=arguments.folder)
-    with ThreadingHTTPServer(("127.0.0.1", arguments.port), handler) as server:
+    try:
+        server = ThreadingHTTPServer(("127.0.0.1", arguments.port), handler)
+    except (OSError, OverflowError) as error:
+        parser.error(f"port {arguments.port} cannot be used ({error}): give another one, or 0 for any (--port)")
+    with server:
         print(f"http://127.0.0.1:{server.server_port}", flush=True)
         try:
             server.serve_forever()

@@ -33,7 +33,11 @@ export async function loadFiles(entries, onProgress) {
     let packed = cached[index] && new Uint8Array(await cached[index].arrayBuffer());
     if (!packed) {
       packed = await download(entry, (bytes) => onProgress((arrived += bytes), total));
-      await cache.put(key(entry), new Response(packed));
+      try {
+        await cache.put(key(entry), new Response(packed));
+      } catch (error) {
+        console.warn(`${entry.path} is not kept for the next visit: ${error.message}`); // The quota may be full.
+      }
     }
     return [entry.name, await throughStream(packed, new DecompressionStream("gzip"))];
   });

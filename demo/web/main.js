@@ -83,9 +83,19 @@ async function keepPage() {
   byId("offline").textContent = "The page is kept: it works without a network from now on.";
 }
 
+/** Reads an image while nothing else can be asked for. */
+async function take(file, name) {
+  byId("input").inert = true;
+  try {
+    image = await readImage(file, name);
+  } finally {
+    byId("input").inert = false;
+  }
+}
+
 async function choose(file, name) {
   await attempt(async () => {
-    image = await readImage(file, name);
+    await take(file, name);
     if (byId("words").value.trim()) {
       await segment();
     }
@@ -95,7 +105,7 @@ async function choose(file, name) {
 async function takeExample() {
   await attempt(async () => {
     byId("words").value = (await fetchJson("scene_labels.json")).join(", ");
-    image = await readImage(await (await fetch("scene.png")).blob(), "scene.png");
+    await take(await (await fetch("scene.png")).blob(), "scene.png");
     await segment();
   });
 }
@@ -104,21 +114,22 @@ async function segment() {
   if (!image) {
     throw new UserError("There is no image yet: drop one on the page, choose a file or take the example.");
   }
+  const shown = image;
   const classes = readClasses(byId("words").value);
   byId("input").inert = true;
-  byId("busy").textContent = `Segments ${image.name} into ${classes.names.length} classes.`;
+  byId("busy").textContent = `Segments ${shown.name} into ${classes.names.length} classes.`;
   await new Promise((resolve) => setTimeout(resolve)); // lets the browser show it
   try {
-    result = { ...(await segmenter.segment(image, classes)), image, names: classes.names, asked: classes };
+    result = { ...(await segmenter.segment(shown, classes)), image: shown, names: classes.names, asked: classes };
   } finally {
     byId("input").inert = false;
     byId("busy").textContent = "";
   }
-  drawSegmentation(image, result.classes, settings.colors, byId("image"), byId("overlay"));
+  drawSegmentation(shown, result.classes, settings.colors, byId("image"), byId("overlay"));
   drawLegend(result.segments, settings.colors, byId("legend"));
   byId("pixel").textContent = "Click a pixel for its probabilities.";
   byId("result").hidden = false;
-  byId("busy").textContent = `${image.name}: ${result.segments.length} of ${classes.names.length} classes found.`;
+  byId("busy").textContent = `${shown.name}: ${result.segments.length} of ${classes.names.length} classes found.`;
 }
 
 function showPixel(event) {
@@ -177,7 +188,7 @@ document.addEventListener("drop", (event) => {
   event.preventDefault();
   byId("drop").classList.remove("over");
   const [file] = event.dataTransfer.files;
-  if (file && segmenter) {
+  if (file && segmenter && !byId("input").inert) {
     choose(file, file.name);
   }
 });

@@ -2,9 +2,11 @@
 importScripts("version.js");
 
 const CACHE = `catseg-page-${PAGE.version}`;
+/** Not from the HTTP cache, where a file of another version may be. */
+const fresh = (file) => new Request(file, { cache: "reload" });
 
 self.addEventListener("install", (event) => {
-  event.waitUntil(caches.open(CACHE).then((cache) => cache.addAll(PAGE.files)));
+  event.waitUntil(caches.open(CACHE).then((cache) => cache.addAll(PAGE.files.map(fresh))));
   self.skipWaiting();
 });
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import yaml
 from huggingface_hub.utils import httpx
 
 import build_web
+import serve_web
 from catseg_hf import EMBEDDED_MODEL
 from catseg_hf.visualization import class_color
 from catseg_testing.page_server import PageServer
@@ -148,3 +150,15 @@ def test_what_is_refused(broken, sentence, model, packages, tmp_path, capsys):
     assert run(model, packages, tmp_path / "page") == 1
     assert sentence in capsys.readouterr().err
     assert not (tmp_path / "page" / "index.html").exists()
+
+
+def test_ports_that_cannot_be_used(tmp_path, monkeypatch, capsys):
+    (tmp_path / "index.html").write_text("")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        for port in (taken.getsockname()[1], 65536):
+            monkeypatch.setattr("sys.argv", ["serve_web.py", str(tmp_path), "--port", str(port)])
+            with pytest.raises(SystemExit):
+                serve_web.main()
+            assert f"port {port} cannot be used" in capsys.readouterr().err

@@ -40,6 +40,14 @@ print(json.dumps([[segment["label"], segment["score"]] for segment in segments])
 """
 
 
+@pytest.fixture(scope="module", autouse=True)
+def limit_of_pillow():
+    """A handler sets it for its process."""
+    before = Image.MAX_IMAGE_PIXELS
+    yield
+    Image.MAX_IMAGE_PIXELS = before
+
+
 @pytest.fixture(scope="module")
 def folder(small_checkpoint, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("endpoint") / "checkpoint"
@@ -182,8 +190,16 @@ def test_a_huge_image(server, handler, monkeypatch):
 
 
 def test_the_limit_is_a_setting(folder, handler, monkeypatch):
+    """Pillow's own, above which nothing is decoded, goes with it."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    monkeypatch.setenv("MAX_IMAGE_PIXELS", "400000000")
+    assert type(handler)(str(folder)).max_image_pixels == 2 * Image.MAX_IMAGE_PIXELS == 400_000_000
     monkeypatch.setenv("MAX_IMAGE_PIXELS", "1000")
     assert type(handler)(str(folder)).max_image_pixels == 1000
+    file = io.BytesIO()
+    Image.new("L", (10, 101)).save(file, "png")
+    with pytest.raises(Image.DecompressionBombError):
+        Image.open(file)
     monkeypatch.setenv("MAX_IMAGE_PIXELS", "many")
     with pytest.raises(ValueError, match="MAX_IMAGE_PIXELS is 'many'"):
         type(handler)(str(folder))

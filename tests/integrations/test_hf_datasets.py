@@ -2,6 +2,7 @@
 
 import io
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -68,6 +69,17 @@ def test_a_stream(dataset, model, expected):
 @pytest.mark.slow
 def test_several_processes(dataset, model, expected):
     check(segment_dataset(dataset, model=model, labels=WORDS, device="cpu", num_proc=2), expected)
+
+
+def test_addresses_of_a_stream(model, expected):
+    """As a folder of images on the Hub has them, with `hf://`."""
+    files = fsspec.filesystem("memory")
+    files.pipe("/images/0.png", [*mixed_images(1).values()][0])
+    paths = ["memory://images/0.png", "memory://images/1.png"]
+    batch = {"image": [{"bytes": None, "path": path} for path in paths]}
+    columns = MapSegmenter(RowOptions(model, WORDS), device="cpu")(batch)
+    assert columns["class_map"] == [expected[0]["class_map"], None]
+    assert columns["error"][1]
 
 
 def test_processes_take_one_gpu_after_another(model, monkeypatch):

@@ -1,5 +1,6 @@
 """Jobs on Ray: the bytes of plain processes, whatever is killed, damaged or asked for twice."""
 
+import gzip
 import io
 import json
 import os
@@ -175,6 +176,10 @@ def test_a_shard_that_ends_early(cluster, segmenter, images, expected, tmp_path)
     assert len(rows) == 4 and rows[-1]["path"] == str(cut)
     assert "ends early or is damaged, behind 3 images" in rows[-1]["error"]
     check_rows(rows[:3], expected, num_images=3)
+    packed = tmp_path / "cut.tar.gz"
+    packed.write_bytes(gzip.compress(whole.getvalue())[:-60])
+    rows = ray_data.read(str(packed), "webdataset").take_all()
+    assert rows[-1]["path"] == str(packed) and "ends early or is damaged" in rows[-1]["error"]
     (tmp_path / "cut.parquet").write_bytes(b"PAR1" + bytes(100))
     with pytest.raises(UserError, match="cut.parquet"), ray_data.reported_errors():
         ray_data.read(str(tmp_path / "cut.parquet"), "parquet").take_all()
@@ -226,11 +231,34 @@ def test_jobs_that_are_refused(cluster, model, images, tmp_path):
         segment(tmp_path / "busy")
     with pytest.raises(UserError, match="no column 'photo', but 'bytes', 'path'"):
         segment(tmp_path / "column", image_column="photo")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("")
+    with pytest.raises(UserError, match="is not empty"):
+        segment(tmp_path / "other", resume=True)
+    with pytest.raises(UserError, match="'s3://bucket/x', but a folder is needed"):
+        segment("s3://bucket/x")
+    with pytest.raises(UserError, match="no column 'name', but 'bytes', 'path'"):
+        segment(tmp_path / "ids", id_column="name")
+    with pytest.raises(UserError, match="notes.txt' is no file that is read as an image"):
+        ray_data.read([str(next(images.iterdir())), str(tmp_path / "other" / "notes.txt")])
     with pytest.raises(UserError, match="give each at most 0.75 CPUs"):
         segment(tmp_path / "cpus", num_cpus=2.0)
     with pytest.raises(UserError, match="Nothing can be read at"):
         ray_data.segment_to_parquet(str(tmp_path / "none"), tmp_path / "out", model=model)
     assert not list(tmp_path.glob("*/segments"))
+
+
+def test_actors_that_die_again_and_again():
+    for error, expected in (
+        (ray.exceptions.RayActorError(error_msg="The actor died unexpectedly."), UserError),
+        (ray.exceptions.RayActorError(error_msg="The actor died because of an error in its creation task."), None),
+    ):
+        outer = RuntimeError("of Ray Data")
+        outer.__cause__ = error
+        with pytest.raises(expected or RuntimeError) as raised, ray_data.reported_errors():
+            raise outer
+        assert (raised.value is outer) == (expected is None)
+    assert ray_data.actor_options(ray_data.Actors(1, 1.0))["max_task_retries"] == ray_data.MAX_DEATHS
 
 
 def test_a_label_that_no_actor_takes(cluster, model, images):

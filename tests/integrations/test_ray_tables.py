@@ -1,6 +1,8 @@
 """What Ray Data calls, without Ray: tables, tar files, and what is asked of a cluster."""
 
+import copy
 import io
+import itertools
 import socket
 import tarfile
 
@@ -58,6 +60,26 @@ def test_errors_of_the_reading_are_kept(segmenter, table):
     assert rows[0] == expected[0] and rows[2:] == expected[2:]
 
 
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.string_view()])
+def test_paths_are_kept(kind, segmenter, tmp_path):
+    """Also as other libraries than Ray store them."""
+    (tmp_path / "0.png").write_bytes(mixed_images(1).popitem()[1])
+    paths = pa.array([str(tmp_path / "0.png"), str(tmp_path / "missing.png")], kind)
+    segmenter = copy.copy(segmenter)
+    segmenter.image_column = "path"
+    result = segmenter(pa.table({"path": paths}))
+    assert result.column("path").to_pylist() == paths.to_pylist()
+    assert [error is None for error in result.column("error").to_pylist()] == [True, False]
+
+
+def test_an_empty_error_is_none(segmenter, table):
+    expected = segmenter(table)
+    for errors in (pa.array([""] * NUM_IMAGES), pa.nulls(NUM_IMAGES)):
+        assert segmenter(table.append_column("error", errors)) == expected
+    with pytest.raises(UserError, match="column 'error' of double, but text is needed"):
+        segmenter(table.append_column("error", pa.array([0.0] * NUM_IMAGES)))
+
+
 def test_columns_are_refused(segmenter, table):
     with pytest.raises(UserError, match="no column 'bytes', but 'path', 'id'"):
         segmenter(table.drop_columns(["bytes"]))
@@ -112,6 +134,29 @@ def test_tar_files_that_end_early(end):
     assert "'shard.tar' ends early or is damaged" in error and f"behind {len(names)} image" in error
 
 
+def test_a_tar_file_that_another_reader_unpacks():
+    """Such as Arrow, whose errors are of the operating system."""
+
+    class File(io.BytesIO):
+        def read(self, size=-1):
+            if not (data := super().read(size)):
+                raise OSError("Truncated compressed stream")
+            return data
+
+    with pytest.raises(UserError, match="ends early or is damaged, behind 1 image: Truncated compressed stream"):
+        list(read_tar(File(archive()[: 4 * 1536]), "shard.tar", SUFFIXES))
+
+
+def test_names_of_images_in_tar_files():
+    """Up to their last dot; label maps are none, nor is what begins with a dot."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        for name in ("photo.v2.jpg", "a.SEG.png", "a.seg.jpg", "a.json", ".b.jpg", "c"):
+            tar.addfile(tarfile.TarInfo(name))
+    names = [name for name, _ in read_tar(io.BytesIO(file.getvalue()), "shard.tar", SUFFIXES)]
+    assert names == ["photo.v2.jpg", "a.seg.jpg"]
+
+
 def test_a_compressed_tar_file_that_ends_early():
     names, error = read_until_error(archive("w:gz")[:-60])
     assert "'shard.tar' ends early or is damaged" in error
@@ -128,8 +173,14 @@ def nodes(*resources: dict) -> list[dict]:
         ([{"CPU": 2}], {"number": 2, "num_cpus": 0.75}, (2, 0.75, 0)),
         ([{"CPU": 16, "GPU": 8}], {}, (8, 1, 1)),
         ([{"CPU": 16, "GPU": 8}], {"num_gpus": 0.5}, (16, 0.98, 0.5)),
-        ([{"CPU": 2}, {"CPU": 2}], {"number": 3}, (3, 0.87, 0)),
+        ([{"CPU": 2}, {"CPU": 2}], {"number": 3}, (3, 1, 0)),
+        ([{"CPU": 2}, {"CPU": 2}], {"number": 4}, (4, 0.87, 0)),
         ([{"CPU": 2}], {"room": 1.25}, (2, 0.37, 0)),
+        ([{"CPU": 1}] * 8, {"room": 1.0}, (7, 1, 0)),
+        ([{"CPU": 2}, {"CPU": 2}], {"number": 3, "room": 1.0}, (3, 1, 0)),
+        ([{"CPU": 4, "GPU": 3}] * 2, {"num_gpus": 2.0}, (2, 1, 2)),
+        ([{"CPU": 64}, {"CPU": 4, "GPU": 4}], {}, (4, 1, 1)),
+        ([{"CPU": 4, "GPU": 1}] * 2, {"num_gpus": 0.1}, (20, 0.37, 0.1)),
     ],
 )
 def test_actors_leave_cpus_for_reading(resources, asked, expected):
@@ -146,7 +197,14 @@ def test_actors_leave_cpus_for_reading(resources, asked, expected):
         ([{"CPU": 2}, {"CPU": 2}], {"number": 2, "num_cpus": 2.0}, "give each at most 1.75 CPUs"),
         ([{"CPU": 2}], {"number": 200}, "too few for so many"),
         ([{"CPU": 2}], {"number": 0}, "at least 1 is needed"),
-        ([{"CPU": 2}], {"num_gpus": 1.0}, "has 0: give fewer"),
+        ([{"CPU": 2}], {"num_gpus": 1.0}, "more than 0: give fewer"),
+        ([{"CPU": 4, "GPU": 1}] * 4, {"num_gpus": 2.0}, "no node of the Ray cluster has more than 1: give fewer"),
+        ([{"CPU": 4, "GPU": 3}] * 2, {"num_gpus": 2.0, "number": 3}, "have room for 2: give at most 2"),
+        ([{"CPU": 4, "GPU": 4}], {"num_gpus": -1.0}, "Each actor is to have -1 GPUs, but 0, a share"),
+        ([{"CPU": 4, "GPU": 4}], {"num_gpus": 1.5}, "Each actor is to have 1.5 GPUs, but 0, a share"),
+        ([{"CPU": 64}, {"CPU": 4, "GPU": 4}], {"num_cpus": 8.0}, "give each at most 1 CPUs"),
+        ([{"CPU": 1}] * 8, {"room": 1.0, "number": 8}, "give at most 7 (`num_actors`"),
+        ([{"CPU": 1}], {"room": 1.0}, "No node of the Ray cluster has more than 1 CPUs, which are to stay free"),
         ([{"CPU": 2}], {"number": 1, "num_cpus": 0.0}, "`num_cpus` is 0"),
     ],
 )
@@ -159,16 +217,27 @@ def test_actors_that_reserve_all_cpus_are_refused(resources, asked, words):
 def test_what_is_offered_is_accepted():
     for count in (1, 2, 3, 7):
         with pytest.raises(UserError) as error:
-            cluster.choose_actors(nodes({"CPU": 4}, {"CPU": 2}), number=count, num_cpus=4.0)
+            cluster.choose_actors(nodes({"CPU": 4}, {"CPU": 2}), number=count, num_cpus=5.0)
         most = float(str(error.value).partition("at most ")[2].split()[0])
         assert cluster.choose_actors(nodes({"CPU": 4}, {"CPU": 2}), number=count, num_cpus=most).num_cpus == most
+
+
+@pytest.mark.parametrize("number", [1, 3, 6, 9])
+@pytest.mark.parametrize("room", [0.25, 1.0])
+def test_a_node_has_room_however_actors_are_spread(number, room):
+    cpus = (4, 2, 1)
+    each = cluster.choose_actors(nodes(*({"CPU": own} for own in cpus)), number, room=room).num_cpus
+    for spread in itertools.product(range(number + 1), repeat=len(cpus)):
+        free = [own - each * count for own, count in zip(cpus, spread, strict=True)]
+        if sum(spread) == number and min(free) >= 0:
+            assert max(free) >= room
 
 
 def test_addresses(monkeypatch):
     """Refused in a bounded time: what is no address, where nothing listens, and where no Ray does."""
     monkeypatch.setattr(cluster, "SECONDS", 0.5)
     monkeypatch.setattr(cluster, "SECONDS_TO_JOIN", 0.5)
-    for address in ("head", "head:port", "ray://", ":1"):
+    for address in ("[head:6379", "head", "head:port", "ray://", ":1"):
         with pytest.raises(UserError, match="HOST:PORT"):
             cluster.check_answers(address)
     with socket.socket() as server:

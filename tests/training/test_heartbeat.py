@@ -119,6 +119,22 @@ def test_only_several_machines_are_watched(world_size, local_world_size, is_watc
     assert [heartbeat.rank for heartbeat in started] == [0] * is_watched
 
 
+def test_a_process_that_was_started_again_is_heard_anew(server, monkeypatch):
+    """A worker that ended by an exception has said that it is done to the store that torchrun keeps."""
+    started = []
+    monkeypatch.setattr(Heartbeat, "start", lambda heartbeat: started.append(heartbeat))
+    monkeypatch.setattr("atexit.register", lambda function: None)
+    settings = {"WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 1, "RANK": 1}
+    for name, value in {**settings, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": server.port}.items():
+        monkeypatch.setenv(name, str(value))
+    for count in ("0", "1"):
+        monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", count)
+        watch_other_machines()
+    started[0].stop()
+    assert started[0].store.add("1", 0) > 0
+    assert started[1].store.add("1", 0) == 0
+
+
 def test_addresses_are_checked_before_anything_is_waited_for(monkeypatch):
     """See tests/utils/test_addresses.py for what is refused."""
     monkeypatch.setattr(socket, "gethostname", lambda: "localhost")

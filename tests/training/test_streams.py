@@ -238,6 +238,48 @@ def test_tar_file_without_a_part(streaming, missing, message, tmp_path):
         list(load_segmentation_data(path, "train", streaming=streaming, cache_dir=str(tmp_path / "cache")))
 
 
+def test_tar_file_with_other_images(tmp_path):
+    """Between an image and its label, such as its depth; two images of one sample are refused."""
+    files = pair("scene.1", 1)
+    image, label = files
+    other = {"scene.1.depth.png": files[label]}
+    path = write_tar(tmp_path / "train-0.tar", {image: files[image], **other, label: files[label]})
+    rows = list(load_segmentation_data(path, "train", streaming=True))
+    assert [row["image"]["bytes"] for row in rows] == [files[image]]
+    path = write_tar(path, {image: files[image], "scene.1.png": files[label], label: files[label]})
+    with pytest.raises(UserError, match="two images of the sample 'scene.1', the second is 'scene.1.png'"):
+        list(load_segmentation_data(path, "train", streaming=True))
+
+
+def test_tar_file_without_pairs(tmp_path):
+    path = write_tar(tmp_path / "train-0.tar", {"readme.txt": b""})
+    with pytest.raises(UserError, match=r"no pairs in .*train-0.tar: tar files with NAME.jpg and NAME.seg.png"):
+        load_segmentation_data(path, "train", cache_dir=str(tmp_path / "cache"))
+
+
+def test_compressed_tar_file_that_is_damaged(tmp_path):
+    files = {"scene.1.jpg": "".join(map(str, range(100_000))).encode()}
+    path = write_tar(tmp_path / "train-0.tar.gz", files, mode="w:gz")
+    data = bytearray(path.read_bytes())
+    middle = len(data) // 2
+    data[middle:] = bytes(byte ^ 0x5A for byte in data[middle:])
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="is damaged or ends early"):
+        list(load_segmentation_data(path, "train", streaming=True))
+
+
+def test_tar_files_beside_others(tmp_path):
+    """Of a split whose name only begins alike, and beside tables, which are read."""
+    write_tar(tmp_path / "trainval-0.tar", {})
+    with pytest.raises(UserError, match="no tar files for the split 'train': it has trainval-0.tar"):
+        tar_shards(tmp_path, "train")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train-0.parquet").write_bytes(b"")
+    assert tar_shards(tmp_path, "train") == []
+    write_tar(tmp_path / "train_0.tar", {})
+    assert [path.name for path in tar_shards(tmp_path, "train")] == ["train_0.tar"]
+
+
 def test_columns_of_webdatasets_on_the_hub():
     features = Features(
         {"jpg": Image(), "seg.png": Image(), "json": {"a": Value("int64")}, "__key__": Value("string")}

@@ -3,11 +3,13 @@
 import errno
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
 from catseg_hf.errors import UserError
-from catseg_hf.utils.files import built_aside, replaced_file, replaced_together, synchronise
+from catseg_hf.utils import files
+from catseg_hf.utils.files import built_aside, locked_folder, replaced_file, replaced_together, synchronise
 
 
 fcntl = None if os.name == "nt" else pytest.importorskip("fcntl")
@@ -121,3 +123,31 @@ def test_a_folder_on_a_full_disk(code, tmp_path, monkeypatch):
     refuse_fsync(monkeypatch, code, of_folders=True, of_files=False)
     with pytest.raises(OSError, match=os.strerror(code)):
         synchronise(tmp_path)
+
+
+@pytest.mark.skipif(fcntl is None, reason="needs locks")
+def test_a_refused_run_leaves_the_folder_of_the_other(tmp_path, monkeypatch):
+    """Also if both found that there was none, and made it."""
+    folder = tmp_path / "output"
+    with locked_folder(folder):
+        with monkeypatch.context() as race:
+            race.setattr(Path, "exists", lambda path: False)
+            with pytest.raises(UserError, match="Another run is writing"), locked_folder(folder):
+                pass
+        (folder / "image.png").write_bytes(b"")
+    assert [path.name for path in folder.iterdir()] == ["image.png"]
+
+
+@pytest.mark.skipif(fcntl is None, reason="needs locks")
+def test_an_empty_folder_is_removed_before_another_run_can_lock_it(tmp_path, monkeypatch):
+    folder, remove = tmp_path / "output", files._remove_if_empty
+
+    def remove_if_locked(path):
+        with pytest.raises(UserError, match="Another run is writing"), locked_folder(path):
+            pass
+        remove(path)
+
+    monkeypatch.setattr(files, "_remove_if_empty", remove_if_locked)
+    with locked_folder(folder):
+        pass
+    assert not folder.exists()

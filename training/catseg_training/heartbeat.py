@@ -8,7 +8,7 @@ import threading
 import time
 from datetime import timedelta
 
-from torch.distributed import DistError, Store, TCPStore
+from torch.distributed import DistError, PrefixStore, Store, TCPStore
 
 
 SECONDS_BETWEEN_BEATS = 3.0
@@ -112,6 +112,9 @@ def watch_other_machines():
         wait_for_workers=False,
         timeout=timedelta(seconds=SECONDS_OF_SILENCE),
     )
+    # A launcher that starts the processes again keeps the store, with what those that ended have left in it.
+    start = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = PrefixStore(f"heartbeat/{start}", store)
     heartbeat = Heartbeat(
         store, int(os.environ["RANK"]), world_size, silence=SECONDS_OF_SILENCE, interval=SECONDS_BETWEEN_BEATS
     )

@@ -2,7 +2,6 @@
 
 import logging
 import os
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -12,14 +11,10 @@ from accelerate.utils import InitProcessGroupKwargs
 
 from catseg_hf.errors import UserError
 from catseg_hf.loading.segmenter import is_fast_on_cpu
-from catseg_hf.utils.processes import check_addresses, tell_if_alone
+from catseg_hf.utils.processes import TIMEOUT, check_addresses, tell_if_alone
 from catseg_hf.utils.threads import limit_threads
 
 from .heartbeat import watch_other_machines
-
-
-# Other processes wait for the main one while it writes, or scores with evaluate's metric.
-TIMEOUT = timedelta(hours=3)
 
 
 def usable_precision(mixed_precision: str | None) -> str | None:

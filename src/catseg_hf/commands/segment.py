@@ -92,13 +92,19 @@ def add_parser(commands: argparse._SubParsersAction):
         "(default: %(default)s)",
     )
     parser.add_argument(
-        "--ray_address", metavar="HOST:PORT", help="with --engine ray: a cluster (default: this machine)"
+        "--ray_address",
+        metavar="HOST:PORT",
+        help="with --engine ray: a cluster (default: what RAY_ADDRESS "
+        "says, or else the cluster that this machine is in, or else this machine alone)",
     )
     parser.add_argument(
         "--actors", type=positive, metavar="N", help="with --engine ray: how many (default: one for a GPU, or a CPU)"
     )
     parser.add_argument(
-        "--actor_cpus", type=float, metavar="CPUS", help="with --engine ray: CPUs of each (default: all but a few)"
+        "--actor_cpus",
+        type=float,
+        metavar="CPUS",
+        help="with --engine ray: CPUs of each (default: 1, or less where CPUs have to stay free)",
     )
     parser.add_argument(
         "--actor_gpus", type=float, metavar="GPUS", help="with --engine ray: GPUs of each, such as 0.5 (default: 1)"

@@ -6,6 +6,7 @@ It needs the checkpoint's own code and the packages of `requirements.txt`, and n
 import base64
 import binascii
 import os
+import warnings
 from io import BytesIO
 from typing import Any
 
@@ -45,6 +46,9 @@ class EndpointHandler:
 
     def __init__(self, path: str = ""):
         self.max_image_pixels = _read_limit(os.environ.get(LIMIT_VARIABLE, DEFAULT_LIMIT))
+        # Pillow refuses images of more than twice its own limit, and warns of those between.
+        Image.MAX_IMAGE_PIXELS = -(-self.max_image_pixels // 2)
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         self.pipeline = pipeline("zero-shot-image-segmentation", model=path, trust_remote_code=True)
 
     def __call__(self, data: dict[str, Any]) -> list[dict[str, Any]]:

@@ -16,6 +16,8 @@ READ_CPUS = 0.25  # of a task that reads or writes
 RESUME_CPUS = 1.0  # of the actor by which Ray leaves out the rows that a checkpoint has
 SECONDS = 10.0  # that a cluster may take to answer
 SECONDS_TO_JOIN = 60.0
+_LEAST_CPUS = 0.01
+_ROUNDING = 1e-9
 
 
 def check_answers(address: str):
@@ -25,11 +27,11 @@ def check_answers(address: str):
     Raises:
         UserError: If it is no address, nothing answers there within a few seconds, or no Ray within a minute.
     """
-    parts = urlsplit(address if "//" in address else f"//{address}")
     try:
+        parts = urlsplit(address if "//" in address else f"//{address}")
         host, port = parts.hostname, parts.port
     except ValueError:
-        port = None
+        host = port = None
     if not port or not host:
         raise UserError(
             f"The Ray address is {address!r}, but HOST:PORT (as `ray start --head` prints it) or ray://HOST:PORT is "
@@ -92,31 +94,53 @@ def choose_actors(
 
     Args:
         nodes (`list[dict]`): As `ray.nodes()` describes them.
-        number (`int`, *optional*): How many; by default one for each GPU, or without GPUs one for each CPU.
+        number (`int`, *optional*): How many; by default as many as the GPUs have room for, or without GPUs one for
+            each CPU.
         num_cpus (`float`, *optional*): CPUs of each; by default what leaves some for reading, at most 1.
-        num_gpus (`float`, *optional*): GPUs of each; by default 1 if the cluster has any, else 0.
+        num_gpus (`float`, *optional*): GPUs of each, a share below 1 or a whole number; by default 1 if the cluster
+            has any, else 0.
         room (`float`): CPUs that stay free for all else.
 
     Raises:
         UserError: If they reserve all CPUs, so that they would wait for data for ever, or GPUs that are not there.
     """
     resources = [node["Resources"] for node in nodes if node["Alive"]]
-    cpus = [own.get("CPU", 0.0) for own in resources]
-    gpus = sum(own.get("GPU", 0.0) for own in resources)
+    gpus = [own.get("GPU", 0.0) for own in resources]
     if num_gpus is None:
-        num_gpus = 1.0 if gpus else 0.0
-    if num_gpus > gpus:
-        raise UserError(f"Each actor is to have {num_gpus:g} GPUs, but the Ray cluster has {gpus:g}: give fewer.")
+        num_gpus = 1.0 if any(gpus) else 0.0
+    if not num_gpus >= 0 or (num_gpus > 1 and num_gpus != int(num_gpus)):
+        raise UserError(
+            f"Each actor is to have {num_gpus:g} GPUs, but 0, a share below 1 or a whole number is needed "
+            "(`num_gpus`, --actor_gpus)."
+        )
+    places = [int(own / num_gpus + _ROUNDING) if num_gpus else math.inf for own in gpus]
+    cpus = [own.get("CPU", 0.0) for own in resources]
+    if not any(places):
+        raise UserError(
+            f"Each actor is to have {num_gpus:g} GPUs, but no node of the Ray cluster has more than "
+            f"{max(gpus, default=0.0):g}: give fewer (`num_gpus`, --actor_gpus)."
+        )
+    most_actors = _most_actors(cpus, places, _LEAST_CPUS, room)
+    if not most_actors:
+        raise UserError(
+            f"No node of the Ray cluster has more than {room:g} CPUs, which are to stay free beside the actors: use "
+            "larger nodes, or with `segment` a smaller `room`."
+        )
     if number is None:
-        number = int(gpus / num_gpus) if num_gpus else max(1, int(sum(cpus)))
+        number = min(sum(places) if num_gpus else max(1, int(sum(cpus))), most_actors)
     if number < 1:
         raise UserError(f"The number of actors is {number}, but at least 1 is needed.")
-    most = _most_cpus(cpus, number, room)
-    if not most:
+    if num_gpus and number > sum(places):
+        raise UserError(
+            f"There are to be {number} actors with {num_gpus:g} GPUs each, but the Ray cluster's nodes have room for "
+            f"{sum(places)}: give at most {sum(places)} (`num_actors`, --actors)."
+        )
+    if number > most_actors:
         raise UserError(
             f"There are to be {number} actors, but the Ray cluster has {sum(cpus):g} CPUs, which are too few for so "
-            "many: give fewer (`num_actors`, --actors)."
+            f"many: give at most {most_actors} (`num_actors`, --actors)."
         )
+    most = _most_cpus(cpus, places, number, room)
     if num_cpus is None:
         num_cpus = min(1.0, most)
     if not num_cpus > 0:
@@ -130,10 +154,24 @@ def choose_actors(
     return Actors(number, num_cpus, num_gpus)
 
 
-def _most_cpus(cpus: Sequence[float], number: int, room: float) -> float:
-    """The most that each of so many actors can reserve, of two decimals, with the room left on one node however they
-    are spread."""
-    free = [count - room for count in cpus if count > room]
-    candidates = {math.floor(100 * own / count) / 100 for own in set(free) for count in range(1, number + 1)}
-    fitting = [most for most in candidates if most > 0 and sum(int(own / most + 1e-9) for own in free) >= number]
-    return max(fitting, default=0.0)
+def _most_actors(cpus: Sequence[float], places: Sequence[float], each: float, room: float) -> int:
+    """How many actors with so many CPUs each there can be, so that the room is left on one node however they are
+    spread. `places` are how many each node has GPUs for."""
+    fitting = sum(min(int(own / each + _ROUNDING), most) for own, most in zip(cpus, places, strict=True))
+    # By node, how many it takes until less than the room is left there.
+    filling = [
+        (int((own - room) / each + _ROUNDING) + 1, most) for own, most in zip(cpus, places, strict=True) if own >= room
+    ]
+    if any(count > most for count, most in filling):
+        return fitting
+    return min(fitting, max(0, sum(count for count, _ in filling) - 1))
+
+
+def _most_cpus(cpus: Sequence[float], places: Sequence[float], number: int, room: float) -> float:
+    """The most that each of so many actors can reserve, of two decimals."""
+    shared = {*cpus, *(own - room for own in cpus)}
+    candidates = {math.floor(100 * own / count + _ROUNDING) / 100 for own in shared for count in range(1, number + 1)}
+    return max(
+        (each for each in candidates if each >= _LEAST_CPUS and _most_actors(cpus, places, each, room) >= number),
+        default=0.0,
+    )

@@ -11,6 +11,7 @@ from ..images.rows import RowOptions, RowSegmenter
 
 try:
     import datasets
+    from datasets.utils.file_utils import xopen
 except ImportError as error:
     raise ImportError("This needs datasets: `pip install datasets`.") from error
 
@@ -41,12 +42,23 @@ class MapSegmenter:
     def __call__(self, batch: dict[str, list], rank: int | None = None) -> dict[str, list]:
         """The new columns of a batch of rows."""
         self._rank = rank
-        rows = self._segmenter.segment(batch[self.image_column])
+        rows = self._segmenter.segment(map(_fetched, batch[self.image_column]))
         return {name: [row[name] for row in rows] for name in self.options.columns}
 
     @cached_property
     def _segmenter(self) -> RowSegmenter:
         return RowSegmenter(self.options, self.device or device_of_rank(self._rank))
+
+
+def _fetched(image: Any) -> Any:
+    """An image of a stream, of which there is only an address, with its bytes; as it was where it cannot be opened."""
+    if not isinstance(image, dict) or image.get("bytes") is not None or "://" not in (image.get("path") or ""):
+        return image
+    try:
+        with xopen(image["path"], "rb") as file:
+            return {**image, "bytes": file.read()}
+    except (OSError, ValueError):
+        return image
 
 
 def device_of_rank(rank: int | None) -> torch.device | None:

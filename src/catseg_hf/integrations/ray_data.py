@@ -39,6 +39,7 @@ ROWS_AT_ONCE = 16
 FORMATS = ("images", "parquet", "webdataset")
 TAR_EXTENSIONS = ["tar", "tar.gz", "tgz"]
 TAR_ROWS = 32  # of a block that is read
+MAX_DEATHS = 10  # of actors that have the same images
 
 
 def connect(address: str | None = None):
@@ -47,7 +48,7 @@ def connect(address: str | None = None):
 
     Args:
         address (`str`, *optional*): HOST:PORT of a cluster's head, or ray://HOST:PORT of its client server; by default
-            what RAY_ADDRESS says, or else this machine.
+            what RAY_ADDRESS says, or else the cluster that this machine is in, or else this machine alone.
 
     Raises:
         UserError: If nothing answers there within a few seconds.
@@ -65,8 +66,9 @@ def connect(address: str | None = None):
 
 
 def actor_options(actors: Actors) -> dict[str, Any]:
-    """What `map_batches` takes. An actor that dies is started again, and what it was given is done again."""
-    options = {"num_cpus": actors.num_cpus, "max_restarts": -1, "max_task_retries": -1}
+    """What `map_batches` takes. An actor that dies is started again, and what it was given is done
+    again, up to `MAX_DEATHS` times."""
+    options = {"num_cpus": actors.num_cpus, "max_restarts": -1, "max_task_retries": MAX_DEATHS}
     if actors.num_gpus:
         options["num_gpus"] = actors.num_gpus
     return {"compute": ray.data.ActorPoolStrategy(size=actors.number), **options}
@@ -77,9 +79,10 @@ def read(paths: str | Sequence[str], format: str = "images", *, filesystem: Any 
     A dataset of encoded images, for [`segment`], which decodes them as `catseg-hf segment` does.
 
     Args:
-        paths (`str` or `list[str]`): Files or folders, in reach of every node, or URLs such as s3://bucket/folder.
+        paths (`str` or `list[str]`): Files or folders, in reach of every node, or URLs such as s3://bucket/folder. Of
+            folders here their own files are read, of other file systems those in subfolders too.
         format (`str`, *optional*, defaults to `"images"`): `"images"`, the image files; `"parquet"`, tables;
-            `"webdataset"`, tar files, of which images with a single suffix are taken (cat.jpg, not cat.seg.png).
+            `"webdataset"`, tar files, of which all images but label maps (cat.seg.png) are taken.
         filesystem (`pyarrow.fs.FileSystem` or `fsspec.AbstractFileSystem`, *optional*): Where the paths lie.
 
     Returns:
@@ -114,6 +117,11 @@ def _list_folders(paths: str | Sequence[str]) -> list[str]:
     found = []
     for path in [paths] if isinstance(paths, str | Path) else paths:
         if not os.path.isdir(path):
+            if os.path.isfile(path) and Path(path).suffix.lower() not in image_extensions():
+                raise UserError(
+                    f"{str(path)!r} is no file that is read as an image, but "
+                    f"{', '.join(sorted(image_extensions()))} are: convert it, or leave it out."
+                )
             found.append(str(path))
             continue
         images, failures = find_images([str(path)])
@@ -132,6 +140,10 @@ class TarDatasource(FileBasedDatasource):
 
     def __init__(self, paths: str | Sequence[str], **options: Any):
         super().__init__(paths, file_extensions=TAR_EXTENSIONS, **options)
+
+    def resolve_compression(self, path: str, open_args: dict[str, Any]) -> str | None:
+        """None: `read_tar` unpacks, and tells where an archive ends early."""
+        return None
 
     def _read_stream(self, file: Any, path: str) -> Iterator[pa.Table]:
         rows = []
@@ -215,8 +227,9 @@ def segment_to_parquet(
 
     Args:
         paths, format, filesystem: As [`read`] takes them.
-        output (`str` or `Path`): A folder in reach of every node, that does not exist yet: `segments/` in it has the
-            parquet files, `checkpoint/` tells which rows are there, and settings.json what they were made with.
+        output (`str` or `Path`): A folder (and no URL) in reach of every node, that does not exist yet: `segments/`
+            in it has the parquet files, `checkpoint/` tells which rows are there, and settings.json what they were
+            made with.
         id_column (`str`, *optional*, defaults to `"path"`): A column whose values are different in all rows.
         resume (`bool`, *optional*, defaults to `False`): Whether to go on with a job that was stopped or killed: rows
             that are there are not read again.
@@ -229,7 +242,14 @@ def segment_to_parquet(
         UserError: What [`read`] and [`segment`] refuse; if the output is not empty, or with `resume` was made with
             other settings; if another job is writing it.
     """
+    if "://" in str(output):
+        raise UserError(
+            f"The output is {str(output)!r}, but a folder is needed: for a bucket call `segment` and `write_parquet`, "
+            "which write anew all that there is."
+        )
     output = Path(output).expanduser().resolve()
+    if resume and not (output / "settings.json").exists():
+        check_output_folder(output, "output; resume=True goes on with a job whose settings.json is there")
     if not resume:
         check_output_folder(output, "output, or resume=True")
     with locked_folder(output), reported_errors():
@@ -243,7 +263,14 @@ def segment_to_parquet(
                 f"{output} holds results with another {', '.join(differences)}: repeat what they were made with, or "
                 "name another output."
             )
-        dataset = segment(read(paths, format, filesystem=filesystem), room=READ_CPUS + RESUME_CPUS, **options)
+        dataset = read(paths, format, filesystem=filesystem)
+        columns = dataset.columns() or []
+        if id_column not in columns:
+            raise UserError(
+                f"The dataset has no column {id_column!r}, but {', '.join(map(repr, columns)) or 'none at all'}: name "
+                "one whose values are different in all rows (`id_column`)."
+            )
+        dataset = segment(dataset, room=READ_CPUS + RESUME_CPUS, **options)
         dataset.context.checkpoint_config = CheckpointConfig(
             id_column=id_column, checkpoint_path=str(output / "checkpoint"), delete_checkpoint_on_success=False
         )
@@ -257,17 +284,25 @@ def segment_to_parquet(
 def reported_errors() -> Iterator[None]:
     """
     Raises:
-        UserError: In place of Ray's exceptions for one that was raised in an actor or a task.
+        UserError: In place of Ray's exceptions for one that was raised in an actor or a task, and for actors that die
+            at the same images again and again.
     """
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        name, cause = f"{UserError.__module__}.{UserError.__qualname__}: ", error
+        name, cause, has_died = f"{UserError.__module__}.{UserError.__qualname__}: ", error, False
         while cause is not None:  # of an actor that could not be made there is the traceback's text alone
             _, found, sentence = str(cause).rpartition(name)
             if found:
                 raise UserError(sentence.strip()) from None
+            # One that could not be made says so itself.
+            has_died |= isinstance(cause, ray.exceptions.RayActorError) and "creation task" not in str(cause)
             cause = getattr(cause, "cause", None) or cause.__cause__
+        if has_died:
+            raise UserError(
+                f"Actors died {MAX_DEATHS + 1} times at the same images, perhaps for want of memory: give a smaller "
+                "batch size, or take very large images out."
+            ) from error
         raise

@@ -5,6 +5,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
+from ..errors import UserError
 from ..images.rows import RowOptions, RowSegmenter
 
 
@@ -52,19 +53,20 @@ class TableSegmenter:
             that cannot be read is a row with its `error`; so is a row that has an `error` already.
 
         Raises:
-            UserError: If there is no such column, or one that the results would replace.
+            UserError: If there is no such column, or one that the results would replace, or a column `error` that
+                holds no text.
         """
         names = [name for name in table.column_names if name != "error"]
         self.options.check_columns(names, self.image_column)
         images = table.column(self.image_column)
-        known = table.column("error").to_pylist() if "error" in table.column_names else [None] * len(table)
+        known = _known_errors(table)
         rows = self.segmenter.segment(
             value.as_py() for value, error in zip(images, known, strict=True) if error is None
         )
         rows = iter(rows)
         empty = dict.fromkeys(self.options.columns)
         rows = [{**empty, "error": error} if error is not None else next(rows) for error in known]
-        kept = [name for name in names if name != self.image_column or pa.types.is_string(images.type)]
+        kept = [name for name in names if name != self.image_column or _is_text(images.type)]
         table = table.select(kept)
         for name in self.options.columns:
             table = table.append_column(name, pa.array([row[name] for row in rows], self._type(name)))
@@ -74,3 +76,20 @@ class TableSegmenter:
         if name == "segments" and self.options.class_maps == "coco_rle":
             return pa.list_(pa.struct([*SEGMENT, pa.field("counts", pa.string())]))
         return TYPES[name]
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def _known_errors(table: pa.Table) -> list[str | None]:
+    """What the column `error` says of each row; None where nothing is wrong."""
+    if "error" not in table.column_names:
+        return [None] * len(table)
+    kind = table.schema.field("error").type
+    if not (_is_text(kind) or pa.types.is_null(kind)):
+        raise UserError(
+            f"The dataset has a column 'error' of {kind}, but text is needed, why an image could not be read, or null "
+            "where nothing is wrong: rename it (`rename_columns`)."
+        )
+    return [error or None for error in table.column("error").to_pylist()]

@@ -1,4 +1,4 @@
-"""WebDataset's tar files: samples of files that share a name up to its first dot."""
+"""WebDataset's tar files of images, with or without label maps."""
 
 import tarfile
 from collections.abc import Iterator
@@ -6,6 +6,9 @@ from pathlib import PurePosixPath
 from typing import BinaryIO
 
 from ..errors import UserError, first_line
+
+
+LABEL_SUFFIX = ".seg.png"
 
 
 class _Header(tarfile.TarInfo):
@@ -28,7 +31,7 @@ def read_tar(file: BinaryIO, name: str, suffixes: set[str]) -> Iterator[tuple[st
     Args:
         file (`BinaryIO`): The archive; it need not be seekable.
         name (`str`): What messages call it.
-        suffixes (`set[str]`): Of images, in small letters and with their dots. "cat.seg.png" is none of ".png".
+        suffixes (`set[str]`): Of images, in small letters and with their dots. "cat.seg.png" is a label map and none.
 
     Yields:
         `tuple[str, bytes]`: The name of a member and what it holds.
@@ -43,7 +46,7 @@ def read_tar(file: BinaryIO, name: str, suffixes: set[str]) -> Iterator[tuple[st
                 path = PurePosixPath(member.name)
                 if not member.isfile() or path.name.startswith("."):
                     continue
-                if "." + path.name.partition(".")[2].lower() in suffixes:
+                if path.suffix.lower() in suffixes and not path.name.lower().endswith(LABEL_SUFFIX):
                     content = archive.extractfile(member).read()
                     if len(content) < member.size:
                         raise tarfile.ReadError("unexpected end of data")
@@ -51,7 +54,7 @@ def read_tar(file: BinaryIO, name: str, suffixes: set[str]) -> Iterator[tuple[st
                     number += 1
             if not isinstance(getattr(archive, "ended_by", None), tarfile.EOFHeaderError):
                 raise tarfile.ReadError("it has no end mark")
-    except (tarfile.TarError, EOFError) as error:
+    except (tarfile.TarError, EOFError, OSError) as error:
         raise UserError(
             f"The archive {name!r} ends early or is damaged, behind {number} image{'s' * (number != 1)}: "
             f"{first_line(error)}. Copy it again."

@@ -175,16 +175,18 @@ def locked_folder(folder: Path, output: Path | None = None) -> Iterator[None]:
     is_new = not folder.exists()
     with explained_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    descriptor = None if fcntl is None else os.open(folder, os.O_RDONLY)
+        descriptor = None if fcntl is None else os.open(folder, os.O_RDONLY)
     try:
         if descriptor is not None:
             _lock(descriptor, folder, output)
-        yield
+        try:
+            yield
+        finally:
+            if is_new:  # while no other run can have the lock
+                _remove_if_empty(folder)
     finally:
         if descriptor is not None:
             os.close(descriptor)
-        if is_new:
-            _remove_if_empty(folder)
 
 
 def _lock(descriptor: int, folder: Path, output: Path | None):

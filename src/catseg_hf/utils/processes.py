@@ -18,7 +18,7 @@ from ..errors import UserError
 
 Value = TypeVar("Value")
 
-# One with much to do for a batch may be long behind the others at the end.
+# One with much to do for a batch may be long behind the others at the end; and all wait for the first while it writes.
 TIMEOUT = timedelta(hours=3)
 _MORE_THAN_ANY = 2**48
 # Set by torchrun, and by the launchers of MPI.

@@ -1,6 +1,7 @@
 """Tar files of pairs as of WebDataset: `NAME.jpg` (or another image) with its label map `NAME.seg.png` beside it."""
 
 import tarfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from .paired_folders import IMAGE_SUFFIXES, SHORT_NAMES, first_names
 
 LABEL_SUFFIX = ".seg.png"
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+# Of files that `datasets` loads, beside which a tar file may be anything.
+DATA_SUFFIXES = {".parquet", ".arrow", ".json", ".jsonl", ".csv"}
 _BLOCK = 512
 
 
@@ -28,7 +31,7 @@ def tar_shards(source: Path, split: str) -> list[Path]:
         split (`str`): Which part.
 
     Raises:
-        UserError: If the folder has tar files of other splits only.
+        UserError: If the folder has tar files of other splits only, and no tables.
     """
     if source.is_file():
         return [source] if _is_tar(source) else []
@@ -36,15 +39,21 @@ def tar_shards(source: Path, split: str) -> list[Path]:
         return []
     for name in filter(None, (split, SHORT_NAMES.get(split))):
         folder = source / name
-        shards = folder.iterdir() if folder.is_dir() else source.glob(f"{name}*")
+        shards = folder.iterdir() if folder.is_dir() else _named_by(source, name)
         if found := sorted(filter(_is_tar, shards)):
             return found
-    if others := sorted(path.name for path in source.iterdir() if _is_tar(path)):
+    others = sorted(path.name for path in source.iterdir() if _is_tar(path))
+    if others and not any(path.suffix.lower() in DATA_SUFFIXES for path in source.rglob("*")):
         raise UserError(
             f"{source} has no tar files for the split {split!r}: it has {first_names(others)}. Name them "
             f"{split}-000.tar and so on, or move them into {source / split}."
         )
     return []
+
+
+def _named_by(source: Path, split: str) -> list[Path]:
+    """Files whose names begin with the split as a word: train-000.tar, not trainval-000.tar."""
+    return [path for path in source.glob(f"{split}*") if not path.name[len(split) :][:1].isalpha()]
 
 
 def _is_tar(path: Path) -> bool:
@@ -59,8 +68,8 @@ def tar_dataset(
     beginning to its end; otherwise all is copied to the cache of `datasets` first.
 
     Raises:
-        UserError: Also when rows are read, if a file is damaged or ends early, or an image or a label is without the
-            other.
+        UserError: Also when rows are read, if a file is damaged or ends early, an image or a label is without the
+            other, a sample has two images, or, not streamed, there is none.
     """
     encoded = datasets.Image(decode=False)
     features = datasets.Features({"image": encoded, "label": encoded, "name": datasets.Value("string")})
@@ -68,6 +77,11 @@ def tar_dataset(
     arguments = {"shards": [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in shards]}
     if streaming:
         return datasets.IterableDataset.from_generator(read_shards, features=features, gen_kwargs=arguments)
+    if next(read_shards(arguments["shards"]), None) is None:
+        raise UserError(
+            f"There are no pairs in {first_names([str(path) for path in shards])}: tar files with NAME.jpg and "
+            f"NAME{LABEL_SUFFIX} are needed."
+        )
     try:
         return datasets.Dataset.from_generator(
             read_shards, features=features, gen_kwargs=arguments, cache_dir=cache_dir
@@ -91,6 +105,14 @@ def _read_shard(shard: str) -> Iterator[dict[str, Any]]:
                 if place is None:
                     continue
                 name, column = place
+                if "image" in waiting and column == "image":
+                    if name.startswith(f"{waiting['name']}."):
+                        continue  # such as NAME.depth.png: of the same sample, and not what is segmented
+                    if name == waiting["name"]:
+                        raise UserError(
+                            f"The tar file {shard} has two images of the sample {name!r}, the second is "
+                            f"{member.name!r}: write the tar file again with one of them."
+                        )
                 if waiting and name != waiting["name"]:
                     raise _incomplete(shard, waiting)
                 waiting |= {"name": name, column: {"path": None, "bytes": file.extractfile(member).read()}}
@@ -102,7 +124,7 @@ def _read_shard(shard: str) -> Iterator[dict[str, Any]]:
             # Python takes a file that is cut between two members for a whole one.
             file.fileobj.seek(file.offset)
             is_whole = file.fileobj.read(_BLOCK) == bytes(_BLOCK)
-    except (tarfile.TarError, OSError, EOFError) as error:
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise UserError(
             f"The tar file {shard} is damaged or ends early, after {num_read:,} images ({first_line(error)}): fetch "
             "it again, or take it out of the data."
