@@ -171,6 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_options(parser)
     options = parser.parse_args(arguments)
     check_options(parser, options)
+    require_packages(parser, options)
     from ..utils.threads import limit_threads
 
     limit_threads()

@@ -164,7 +164,7 @@ def _prepare_for_ray(arguments: argparse.Namespace, images: list[str]) -> "tuple
     device, arguments.device = arguments.device or actors.device, "cpu"
     job = _prepare(arguments, images)
     # What does not go with a job to another process.
-    left_out = {"run", "check", "images"}
+    left_out = {"run", "check", "require", "images"}
     options = {name: value for name, value in vars(arguments).items() if name not in left_out}
     options |= {"device": device, "dtype": job.settings.dtype.removeprefix("torch."), "formats": []}
     return job, make_engine(job, partial(_prepare_in_actor, argparse.Namespace(**options)), actors)

@@ -6,6 +6,7 @@ from typing import Any
 
 from huggingface_hub import metadata_load
 from transformers.utils import cached_file
+from yaml import YAMLError
 
 from ..class_words_catseg import ClassWords
 from ..modeling_catseg import CATSegForSemanticSegmentation
@@ -75,5 +76,8 @@ def _licence(source: str) -> str | None:
         card = cached_file(source, "README.md", _raise_exceptions_for_missing_entries=False)
     except OSError:  # the Hub cannot be reached
         return None
-    metadata = metadata_load(card) if card else None
-    return metadata.get("license") if isinstance(metadata, dict) else None
+    try:
+        metadata = metadata_load(card) if card else None
+    except (ValueError, YAMLError):  # a card that is not well-formed names none
+        return None
+    return None if metadata is None else metadata.get("license")

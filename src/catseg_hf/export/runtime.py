@@ -172,8 +172,9 @@ class OpenSegmenter:
         if labels or background:
             groups = [[word.strip() for word in label.split("|")] for label in labels or self.names]
             names = [words[0] for words in groups]
-            text_embeds = self.encode([word for words in groups for word in words] + list(background))
-            classes = np.repeat(np.arange(len(groups) + 1), [*map(len, groups), len(background)])
+            others = [word.strip() for label in background for word in label.split("|")]
+            text_embeds = self.encode([word for words in groups for word in words] + others)
+            classes = np.repeat(np.arange(len(groups) + 1), [*map(len, groups), len(others)])
         classes = np.where(classes < len(names), classes, NO_CLASS).astype(np.uint16)
         probabilities = segment_views(image, self.settings, lambda views: self.logits(views, text_embeds))
         class_map = classes[most_probable_class(probabilities, image.size[::-1])]
@@ -299,7 +300,7 @@ def resize(maps: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
     """Probabilities in 0..1."""
-    return 1 / (1 + np.exp(-logits))
+    return 1 / (1 + np.exp(-np.maximum(logits, -80)))
 
 
 def _resize_matrix(old: int, new: int) -> np.ndarray:

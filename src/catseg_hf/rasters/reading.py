@@ -89,7 +89,8 @@ class RasterReader:
     def _open(self, resolution: float | None):
         """As it is stored or, at another resolution, as GDAL resamples it: a mask then becomes alpha, or is a raster
         of its own where there is nodata as well."""
-        has_mask, has_nodata = _is_masked(self._stored), self._stored.nodatavals[0] is not None
+        has_mask = _is_masked(self._stored)
+        has_nodata = any(value is not None for value in self._stored.nodatavals)
         if resolution is None:
             self._dataset, self._mask = self._stored, self._stored if has_mask else None
             return

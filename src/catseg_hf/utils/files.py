@@ -221,6 +221,8 @@ def clear_folder(folder: Path):
 
 
 def _remove_if_empty(folder: Path):
+    if not folder.is_dir():  # it was moved into place
+        return
     try:
         folder.rmdir()
     except OSError:
