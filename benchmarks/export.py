@@ -59,7 +59,9 @@ def build_variant(name: str, model: CATSegForSemanticSegmentation, text_embeds: 
         module = FixedSegmenter(model, text_embeds, read_classes([f"class {i}" for i in range(len(text_embeds))]))
         exporter = GraphExporter(export_format, quantize)
         fixed = export_fixed_graph(module.eval().requires_grad_(False), exporter).to()
-        size = size_mb(lambda folder: exporter.module.save(fixed.components["model"], folder / exporter.module.FILE, {}))
+        size = size_mb(
+            lambda folder: exporter.module.save(fixed.components["model"], folder / exporter.module.FILE, {})
+        )
         return lambda pixel_values, _: fixed(pixel_values=pixel_values)["probabilities"], size
     sizes = (1, len(text_embeds)) if FREE_SIZES in FORMATS[export_format].cannot else None
     exported = export_graphs(model, export_format, quantize, sizes).to()
