@@ -6,16 +6,17 @@ how `InferenceClient` sends them; images in the answer become base64 of PNG, and
 
 import base64
 import json
-import threading
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from io import BytesIO
 from typing import Any
 
 from PIL import Image
 
+from .loopback import LoopbackServer
 
-class EndpointServer:
+
+class EndpointServer(LoopbackServer):
     """
     Runs while its `with` block does.
 
@@ -26,20 +27,7 @@ class EndpointServer:
 
     def __init__(self, handler: Callable[[dict[str, Any]], Any]):
         self.content_types: list[str | None] = []
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-        self._server.daemon_threads = True
-        self._server.endpoint, self._server.handler = self, handler
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-
-    def __enter__(self) -> "EndpointServer":
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exception):
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        super().__init__(_Handler, endpoint=self, handler=handler)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -9,14 +9,15 @@ import base64
 import hashlib
 import json
 import re
-import threading
 from contextlib import suppress
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import yaml
+
+from .loopback import LoopbackServer
 
 
 LFS_THRESHOLD = 100_000
@@ -48,7 +49,7 @@ class Request:
     authorization: str | None
 
 
-class HubServer:
+class HubServer(LoopbackServer):
     """
     Runs while its `with` block does.
 
@@ -70,20 +71,7 @@ class HubServer:
         self.refuse_uploads = False
         self.etags: dict[str, str] = {}
         self.lfs_objects: dict[str, bytes] = {}
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-        self._server.daemon_threads = True
-        self._server.hub = self
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-
-    def __enter__(self) -> "HubServer":
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exception):
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        super().__init__(_Handler, hub=self)
 
     def add(self, kind: str, name: str, files: dict[str, bytes], private: bool = False) -> Repository:
         """A repository of `kind` "models" or "spaces"."""

@@ -1,15 +1,16 @@
 """Serves the browser demo's page as `make web-serve` does, counts what it sends, and breaks on request."""
 
 import threading
-from http.server import ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 from serve_web import PageHandler
 
+from .loopback import LoopbackServer
 
-class PageServer:
+
+class PageServer(LoopbackServer):
     """
     Runs while its `with` block does.
 
@@ -25,20 +26,8 @@ class PageServer:
     def __init__(self, folder: Path):
         self.sent, self.requests, self.headers, self.is_down = 0, 0, True, False
         self.damage: dict[str, Any] = {}
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-        self._server.daemon_threads = True
-        self._server.page, self._server.folder, self._server.lock = self, folder, threading.Lock()
-        self.url = f"http://127.0.0.1:{self._server.server_port}/"
-
-    def __enter__(self) -> "PageServer":
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exception):
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        super().__init__(_Handler, page=self, folder=folder, lock=threading.Lock())
+        self.url += "/"
 
 
 class _Handler(PageHandler):
