@@ -13,7 +13,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 import types
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from pathlib import Path
 import torch
 
 from catseg_training.model import recompute_activations
-from measure import ARCHITECTURES, ROOT, build_model, machine, peak_memory, random_inputs, write_json
+from measure import ARCHITECTURES, ROOT, build_model, cpu_seconds, machine, peak_memory, random_inputs, write_json
 from training_step import TrainingSteps
 
 
@@ -91,12 +90,6 @@ def runner(model: torch.nn.Module, case: Case) -> Callable[[], torch.Tensor]:
     return torch.inference_mode()(lambda: model(**inputs, sliding_window=False).logits)
 
 
-def cpu_seconds(run: Callable[[], torch.Tensor]) -> float:
-    start = time.process_time()
-    run()
-    return time.process_time() - start
-
-
 def compare(case: Case, architecture: str, baseline_class: type[torch.nn.Module], repeats: int) -> dict:
     """One row of the table."""
     model = build_model(architecture, "cpu")
@@ -126,7 +119,7 @@ def main():
 
     with tempfile.TemporaryDirectory() as folder:
         archive = subprocess.run(
-            ["git", "-C", ROOT, "archive", arguments.baseline, "src/catseg_hf"], check=True, capture_output=True
+            ["git", "-C", ROOT, "archive", arguments.baseline, "src/catseg_hf"], check=True, stdout=subprocess.PIPE
         ).stdout
         subprocess.run(["tar", "--extract", "--directory", folder], input=archive, check=True)
         baseline_class = load_model_class(Path(folder, "src"), "catseg_hf_baseline")

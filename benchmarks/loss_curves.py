@@ -20,17 +20,30 @@ import torch
 
 from catseg_hf import EMBEDDED_MODEL, CATSegForSemanticSegmentation, CATSegProcessor
 from catseg_hf.errors import UserError, reports_errors
+from catseg_training.processes import usable_precision
 from catseg_training.world.words import classes
 from measure import ROOT, machine, write_json
 
 
 CURVES = ("loss", "grad_norm")
+# Of a training, which two curves must have in common to be compared.
+OPTIONS = ("steps", "batch_size", "seed")
 # Largest differences, of each curve's mean: between machines in float32, and between bf16 and either precision.
 TOLERANCES = {"no": {"loss": 1e-3, "grad_norm": 1e-2}, "bf16": {"loss": 2e-2, "grad_norm": 1e-1}}
 
 
 def train(mixed_precision: str, num_steps: int, batch_size: int, seed: int) -> dict:
-    """A short run of train.py: its precision, length and seed, what it ran on, and the curves, a number a step."""
+    """
+    A short run of train.py: its precision, length and seed, what it ran on, and the curves, a number a step.
+
+    Raises:
+        UserError: If train.py would train in another precision here.
+    """
+    if usable_precision(mixed_precision) != mixed_precision:
+        raise UserError(
+            f"train.py does not train in {mixed_precision} on this processor, but in float32: write the curves of "
+            "--mixed_precision no here, and these on another machine."
+        )
     with tempfile.TemporaryDirectory() as folder:
         clip, vocabulary, output = (Path(folder) / name for name in ("clip", "classes.json", "trained"))
         CATSegForSemanticSegmentation.from_pretrained(EMBEDDED_MODEL).clip.save_pretrained(clip)
@@ -77,7 +90,7 @@ def compare(expected: dict, actual: dict) -> list[str]:
     Raises:
         UserError: If they are not of the same training.
     """
-    for name in ("steps", "batch_size", "seed"):
+    for name in OPTIONS:
         if expected[name] != actual[name]:
             raise UserError(
                 f"The curves are of different trainings: {name} is {expected[name]} in one and {actual[name]} in the "
@@ -101,9 +114,12 @@ def read_curves(path: Path) -> dict:
     try:
         curves = json.loads(path.read_text(encoding="utf-8"))
         lengths = {len(curves[name]) for name in CURVES}
-    except (OSError, KeyError, TypeError, ValueError) as error:
+        missing = {"mixed_precision", *OPTIONS} - curves.keys()
+    except (AttributeError, OSError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} holds no curves ({error}): write them with `loss_curves.py write`.") from None
-    if lengths != {curves.get("steps")}:
+    if missing:
+        raise UserError(f"{path} does not say {', '.join(sorted(missing))} of its training: write it again.")
+    if lengths != {curves["steps"]}:
         raise UserError(f"{path} has not one number of each curve for each of its steps: write it again.")
     return curves
 

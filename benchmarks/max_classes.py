@@ -10,8 +10,6 @@ anything.
 """
 
 import argparse
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from unittest.mock import patch
@@ -29,7 +27,17 @@ from catseg_training.metric import load_metric
 from catseg_training.world.evaluation import read_scenes
 from catseg_training.world.folders import NO_CLASS
 from catseg_training.world.words import classes, seen_words
-from measure import ARCHITECTURES, ROOT, build_model, machine, measure, peak_memory, random_inputs, write_json
+from measure import (
+    ARCHITECTURES,
+    ROOT,
+    build_model,
+    cpu_seconds,
+    machine,
+    measure,
+    peak_memory,
+    random_inputs,
+    write_json,
+)
 
 
 SCENES = ROOT / "tests" / "fixtures" / "emoji_world"
@@ -57,7 +65,7 @@ def selection_rows(architecture: str, vocabularies: list[int], repeats: int, kep
     """CPU seconds, the shortest of runs in turn, and peak memory of a crop with all classes, and with so many kept at
     each stage as "auto" would by its margins."""
     model, rows = build_model(architecture, "cpu"), []
-    model.config.class_selection = {**dict.fromkeys(SELECTION_STAGES, 0.0), "weights": sample_weights(model)[0]}
+    model.config.class_selection = {**dict.fromkeys(SELECTION_STAGES, 0.0), "weights": sample_weights(model)}
 
     def closest(selection: ClassSelection, scores: torch.Tensor, stage: str) -> torch.Tensor:
         missing = shortfalls(scores)[0]
@@ -75,13 +83,6 @@ def selection_rows(architecture: str, vocabularies: list[int], repeats: int, kep
             row |= {"ratio": seconds[0] / seconds[1], "exact_peak_memory_mb": peaks[0], "peak_memory_mb": peaks[1]}
             rows.append(row)
     return rows
-
-
-def cpu_seconds(run: Callable[[], object]) -> float:
-    """What a run takes of this process's processor time, which does not count others on the machine."""
-    start = time.process_time()
-    run()
-    return time.process_time() - start
 
 
 @torch.inference_mode()

@@ -101,6 +101,13 @@ def measure(run: Callable[[], Output], device: str, repeats: int) -> tuple[float
     return min(seconds), peak, output
 
 
+def cpu_seconds(run: Callable[[], object]) -> float:
+    """What a run takes of this process's processor time, which other programs on the machine change little."""
+    start = time.process_time()
+    run()
+    return time.process_time() - start
+
+
 def _synchronize(device: str):
     if device.startswith("cuda"):
         torch.cuda.synchronize()

@@ -12,8 +12,6 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from accelerate import Accelerator
-
 from catseg_hf.errors import UserError, reports_errors
 from catseg_training.arguments import positive
 from catseg_training.class_selection import (
@@ -27,6 +25,7 @@ from catseg_training.class_selection import (
 from catseg_training.data.examples import EvaluationImages
 from catseg_training.data.sources import load_segmentation_data
 from catseg_training.model import load_checkpoint, read_vocabulary, set_classes
+from catseg_training.processes import build_accelerator
 from catseg_training.report.results import write_json
 
 
@@ -82,12 +81,17 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not (options.model / "config.json").is_file():
         raise UserError(f"--model {options.model} is no folder of a model: the margins are stored in its config.json.")
+    accelerator = build_accelerator()
+    if accelerator.num_processes > 1:
+        raise UserError(
+            f"This is one of {accelerator.num_processes} processes, which would choose and time by themselves: start "
+            "select_classes.py without a launcher."
+        )
     model, processor = load_checkpoint(str(options.model), option="--model")
     labels = None if options.vocabulary is None else read_vocabulary(options.vocabulary)
     set_classes(model, processor, labels, options.ignore_index)
     dataset = load_segmentation_data(options.dataset_name, options.split, max_samples=options.max_samples)
     images = EvaluationImages(dataset, model.config.num_labels, model.config.semantic_loss_ignore_index)
-    accelerator = Accelerator()
     model.to(accelerator.device).eval()
     sliding_window = model.config.sliding_window if options.sliding_window is None else options.sliding_window
     rows = measure_shares(model, processor, images, accelerator, sorted(options.shares), sliding_window)

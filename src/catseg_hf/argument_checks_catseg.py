@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
-from transformers.modeling_outputs import SemanticSegmenterOutput
 from transformers.utils import TransformersKwargs, logging
 
 from .configuration_catseg import CATSegConfig
@@ -93,9 +92,11 @@ def check_class_limit(max_classes_per_image: int | None):
         )
 
 
-def check_only_logits(outputs: SemanticSegmenterOutput):
+def check_only_logits(output_hidden_states: bool | None, output_attentions: bool | None, config: CATSegConfig):
     """Refuses hidden states and attentions of views that select classes of their own, each another number."""
-    if outputs.hidden_states is not None or outputs.attentions is not None:
+    hidden_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
+    attentions = config.output_attentions if output_attentions is None else output_attentions
+    if hidden_states or attentions:
         raise UserError(
             "With `max_classes_per_image='auto'` every layer and view has other classes, so there are no "
             "`hidden_states` and `attentions` of all: give a number of classes, or ask for neither."

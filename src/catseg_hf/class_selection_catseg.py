@@ -69,27 +69,20 @@ class ClassSelection:
         return ~(shortfalls(scores)[0] > self.margins[stage])
 
     @torch.compiler.disable
-    def cut(
-        self, tokens: ClassChunks | torch.Tensor, text_guidance: torch.Tensor, stage: str
-    ) -> tuple[ClassChunks | torch.Tensor, torch.Tensor]:
-        """The tokens `(1, T, H, W, C)`, in the form in which they are given, and the text guidance `(1, T,
-        text_guidance_size)` of the classes that are left at "layers" or "decoder"."""
-        chunks = ClassChunks([tokens]) if isinstance(tokens, torch.Tensor) else tokens
+    def cut(self, tokens: ClassChunks, text_guidance: torch.Tensor, stage: str) -> tuple[ClassChunks, torch.Tensor]:
+        """The tokens `(1, T, H, W, C)` and the text guidance `(1, T, text_guidance_size)` of the classes that are left
+        at "layers" or "decoder"."""
         with torch.no_grad():
-            kept = self._can_win(self.decoder(chunks, self._guidance_states, is_coarse=True), stage)
+            kept = self._can_win(self.decoder(tokens, self._guidance_states, is_coarse=True), stage)
         if kept.all():
             return tokens, text_guidance
         self.class_indices = self.class_indices[:, kept]
-        left = chunks.select(kept)
-        if chunks is tokens:
-            left = ClassChunks(split_classes(left, 1, self.config))
-        return left, text_guidance[:, kept]
+        return ClassChunks(split_classes(tokens.select(kept), 1, self.config)), text_guidance[:, kept]
 
 
-def sample_weights(model: nn.Module) -> tuple[list[float], float]:
+def sample_weights(model: nn.Module) -> list[float]:
     """
-    A few of the weights of a [`CATSegForSemanticSegmentation`] that every training changes, and how far rounding to
-    their type may move one, relatively.
+    A few of the weights of a [`CATSegForSemanticSegmentation`] that every training changes.
 
     Raises:
         UserError: If they are offloaded, where they cannot be read.
@@ -110,8 +103,15 @@ def sample_weights(model: nn.Module) -> tuple[list[float], float]:
         parameter.detach().flatten()[:: max(1, parameter.numel() // SAMPLES_PER_PARAMETER)][:SAMPLES_PER_PARAMETER]
         for parameter in parameters
     ]
-    eps = max(torch.finfo(parameter.dtype).eps for parameter in parameters)
-    return torch.cat([sample.to(samples[0].device).float() for sample in samples]).tolist(), eps
+    return torch.cat([sample.to(samples[0].device).float() for sample in samples]).tolist()
+
+
+def _rounding(weights: list[float]) -> float:
+    """How far rounding may have moved weights, relatively: to the narrowest type that holds them, in which the model
+    may have been saved and then loaded in another."""
+    exact = torch.tensor(weights)
+    holds = (dtype for dtype in (torch.bfloat16, torch.float16) if torch.equal(exact.to(dtype).float(), exact))
+    return torch.finfo(next(holds, torch.float32)).eps
 
 
 @torch.compiler.disable
@@ -128,8 +128,8 @@ def stored_margins(model: nn.Module) -> dict[str, float]:
             "`max_classes_per_image='auto'` needs margins, and this model's configuration has none "
             f"(`class_selection`): {CHOOSE_MARGINS}, or give a number of classes."
         )
-    weights, eps = sample_weights(model)
-    chosen_for = selection["weights"]
+    weights, chosen_for = sample_weights(model), selection["weights"]
+    eps = _rounding(weights)
     tiny = torch.finfo(torch.float16).smallest_normal * eps
     if len(weights) != len(chosen_for) or any(
         abs(weight - other) > eps * abs(other) + tiny for weight, other in zip(weights, chosen_for, strict=True)

@@ -344,6 +344,8 @@ class CATSegForSemanticSegmentation(CATSegPreTrainedModel):
             "class_mask": class_mask,
             "margins": self._margins(max_classes_per_image, class_mask),
         }
+        if options["margins"] is not None:
+            check_only_logits(output_hidden_states, output_attentions, self.config)
         if sliding_window:
             outputs = self._segment_windows(pixel_values, global_pixel_values, text_embeds, **options)
         else:
@@ -378,7 +380,6 @@ class CATSegForSemanticSegmentation(CATSegPreTrainedModel):
         for view in pixel_values.split(1):
             selection = ClassSelection(self.config, margins, self.decoder)
             outputs = self._segment_together(view, text_embeds, class_selection=selection, **options)
-            check_only_logits(outputs)
             logits.append(outputs.logits)
         return SemanticSegmenterOutput(logits=torch.cat(logits))
 

@@ -1,5 +1,7 @@
 """The committed notebook: executed from top to bottom, with its outputs. `make tour` executes it again."""
 
+import ast
+import importlib
 import json
 import re
 
@@ -30,6 +32,14 @@ def code_cells(cells):
 def test_steps(cells):
     first_lines = [cell["source"][0].strip() for cell in cells if cell["cell_type"] == "markdown"]
     assert [line.removeprefix("## ") for line in first_lines if line.startswith("## ")] == STEPS
+
+
+def test_what_the_cells_import_from_the_library_is_there(code_cells):
+    imports = [node for cell in code_cells for node in ast.walk(ast.parse("".join(cell["source"])))]
+    imports = [node for node in imports if isinstance(node, ast.ImportFrom) and node.module.startswith("catseg_hf")]
+    names = [(importlib.import_module(node.module), alias.name) for node in imports for alias in node.names]
+    assert {module.__name__ for module, _ in names} >= {"catseg_hf", "catseg_hf.export.runtime"}
+    assert [name for module, name in names if not hasattr(module, name)] == []
 
 
 def test_every_cell_was_executed_in_order(code_cells):

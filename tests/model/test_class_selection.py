@@ -31,7 +31,7 @@ def inputs(model):
 
 def give_margins(model, cost: float = ALL, layers: float = ALL, decoder: float = ALL):
     margins = {"cost": cost, "layers": layers, "decoder": decoder}
-    model.config.class_selection = {**margins, "weights": sample_weights(model)[0]}
+    model.config.class_selection = {**margins, "weights": sample_weights(model)}
 
 
 def middle(missing: torch.Tensor) -> float:
@@ -215,21 +215,29 @@ def test_margins_of_other_weights_are_refused(model, inputs, change, tmp_path):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_margins_hold_for_a_saved_model_in_every_type(model, dtype, tmp_path):
+@pytest.mark.parametrize("loaded_as", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("saved_as", [torch.float32, torch.bfloat16, torch.float16])
+def test_margins_hold_for_a_saved_model_in_every_type(model, saved_as, loaded_as, tmp_path):
     give_margins(model)
-    model.save_pretrained(tmp_path)
-    loaded = CATSegForSemanticSegmentation.from_pretrained(tmp_path, dtype=dtype)
-    assert loaded.config.class_selection == model.config.class_selection
+    selection = model.config.class_selection
+    model.to(saved_as).save_pretrained(tmp_path)
+    loaded = CATSegForSemanticSegmentation.from_pretrained(tmp_path, dtype=loaded_as)
+    assert loaded.config.class_selection == selection
     assert stored_margins(loaded) == {"cost": ALL, "layers": ALL, "decoder": ALL}
 
 
-def test_hidden_states_are_refused(model, inputs):
+@pytest.mark.parametrize("option", ["output_hidden_states", "output_attentions"])
+def test_hidden_states_are_refused(model, inputs, option):
     give_margins(model)
-    for option in ("output_hidden_states", "output_attentions"):
-        with torch.no_grad(), pytest.raises(UserError, match="there are no `hidden_states`.*give a number"):
-            model.set_attn_implementation("eager")
+    model.set_attn_implementation("eager")
+    refused = pytest.raises(UserError, match="there are no `hidden_states`.*give a number")
+    model.catseg.register_forward_pre_hook(lambda *_: pytest.fail("segmented before it was refused"))
+    with torch.no_grad():
+        with refused:
             model(**inputs, max_classes_per_image="auto", **{option: True})
+        setattr(model.config, option, True)
+        with refused:
+            model(**inputs, max_classes_per_image="auto")
 
 
 def test_a_model_without_a_decoder_refuses_it(model, inputs):

@@ -152,6 +152,14 @@ def test_nothing_is_stored_that_is_too_slow_or_too_bad(checkpoint, folder, monke
     assert (checkpoint / "config.json").read_bytes() == before
 
 
+def test_several_processes_are_refused(checkpoint, folder, monkeypatch, capsys):
+    config = (checkpoint / "config.json").read_text()
+    monkeypatch.setattr(Accelerator, "num_processes", 2)
+    assert run("--model", checkpoint, "--dataset_name", folder) == 1
+    assert "one of 2 processes" in capsys.readouterr().err
+    assert (checkpoint / "config.json").read_text() == config
+
+
 def test_a_model_that_is_no_folder_is_refused(folder, capsys):
     assert run("--model", "base", "--dataset_name", folder) == 1
     assert "--model base is no folder of a model" in capsys.readouterr().err

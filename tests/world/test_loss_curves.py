@@ -5,6 +5,7 @@ import json
 import pytest
 
 from catseg_hf.errors import UserError
+from catseg_training.processes import usable_precision
 from conftest import ROOT
 
 
@@ -28,8 +29,24 @@ def golden(request, loss_curves) -> dict:
 def test_training_follows_the_curves(loss_curves, golden):
     names = ("mixed_precision", "steps", "batch_size", "seed")
     mixed_precision, num_steps, batch_size, seed = (golden[name] for name in names)
+    if usable_precision(mixed_precision) != mixed_precision:
+        pytest.skip("training goes on in float32 on this processor")
     actual = loss_curves.train(mixed_precision, num_steps, batch_size, seed)
     assert loss_curves.compare(golden, actual) == []
+
+
+def test_a_precision_that_would_not_be_trained_in_is_refused(loss_curves, monkeypatch):
+    monkeypatch.setattr(loss_curves, "usable_precision", lambda wanted: "no")
+    with pytest.raises(UserError, match="does not train in bf16 on this processor"):
+        loss_curves.train("bf16", num_steps=1, batch_size=1, seed=1)
+
+
+@pytest.mark.parametrize("name", ["mixed_precision", "seed", "batch_size", "steps"])
+def test_curves_that_do_not_say_what_they_are_of_are_refused(loss_curves, golden, name, tmp_path):
+    del golden[name]
+    (tmp_path / "curves.json").write_text(json.dumps(golden))
+    with pytest.raises(UserError, match=f"curves.json does not say {name} of its training"):
+        loss_curves.read_curves(tmp_path / "curves.json")
 
 
 def test_curves_name_what_they_ran_on_and_learn(golden):

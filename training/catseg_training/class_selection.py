@@ -172,7 +172,7 @@ def margins_by_share(
 
 def selection_of(model: CATSegForSemanticSegmentation, margins: Mapping[str, float]) -> dict[str, Any]:
     """`config.class_selection` of these margins for the weights that the model has."""
-    return {**margins, "weights": sample_weights(model)[0]}
+    return {**margins, "weights": sample_weights(model)}
 
 
 def measure_shares(
