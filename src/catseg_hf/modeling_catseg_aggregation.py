@@ -15,7 +15,8 @@ from .class_selection_catseg import ClassSelection
 from .configuration_catseg import CATSegConfig
 
 
-FOREIGN_REGION_MASK = -100.0
+# Far enough below 0 for a softmax of exactly 0: CPUs compute slowly with the denormal numbers that -100 leaves.
+FOREIGN_REGION_MASK = -1e4
 
 
 def window_partition(hidden_states: torch.Tensor, window_size: int, shift: int) -> torch.Tensor:
@@ -36,7 +37,7 @@ def window_reverse(windows: torch.Tensor, grid: tuple[int, int], window_size: in
 
 
 def shifted_window_mask(grid: tuple[int, int], window_size: int, shift: int, like: torch.Tensor) -> torch.Tensor:
-    """Additive mask `(num_windows, window_size ** 2, window_size ** 2)`: -100 between positions of a shifted window
+    """Additive mask `(num_windows, window_size ** 2, window_size ** 2)`: -1e4 between positions of a shifted window
     that are no neighbours in the image, 0 elsewhere."""
     height, width = grid
     rows, columns = torch.arange(height, device=like.device), torch.arange(width, device=like.device)

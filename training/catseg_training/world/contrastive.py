@@ -5,24 +5,13 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AttentionInterface, CLIPModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers import CLIPModel
+
+from ..attention import SDPA_IN_FLOAT32
 
 
 BEST_PATCHES = 4
 MAX_LOGIT_SCALE = 100.0
-
-
-def attention_in_float32(
-    module: nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args, **kwargs
-) -> tuple[torch.Tensor, None]:
-    """transformers' scaled dot product attention, in float32 also under autocast: on CPU its backward pass takes twice
-    as long in bfloat16."""
-    with torch.autocast(query.device.type, enabled=False):
-        return sdpa_attention_forward(module, query.float(), key.float(), value.float(), *args, **kwargs)
-
-
-AttentionInterface.register("sdpa_in_float32", attention_in_float32)
 
 
 def patch_states(clip: CLIPModel, pixel_values: torch.Tensor, corner: Sequence[int]) -> torch.Tensor:
@@ -100,7 +89,7 @@ class ContrastivePretraining(nn.Module):
     def __init__(self, clip: CLIPModel, word_ids: torch.Tensor, patch_weight: float = 1.0, bfloat16: bool = False):
         super().__init__()
         if bfloat16:
-            clip.vision_model.set_attn_implementation("sdpa_in_float32")
+            clip.vision_model.set_attn_implementation(SDPA_IN_FLOAT32)
         self.clip = clip
         self.word_ids = nn.Buffer(word_ids, persistent=False)
         self.patch_weight = patch_weight
