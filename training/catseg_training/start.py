@@ -17,7 +17,7 @@ from catseg_hf.errors import UserError
 from catseg_hf.image_pixels_catseg import check_value_range
 
 from .arguments import FIXED_ARGUMENTS, PUBLISHED_BATCH_SIZE, PUBLISHED_TRAIN_STEPS, WATCHED_ARGUMENTS, TrainArguments
-from .attention import SDPA_IN_FLOAT32
+from .attention import choose_attention
 from .checkpoints import (
     CheckpointError,
     TrainingState,
@@ -309,8 +309,7 @@ def _choose_trained(
     config = model.config
     prepare_for_sharding(accelerator, model)
     recompute_activations(model, args.gradient_checkpointing)
-    if accelerator.mixed_precision == "bf16" and accelerator.device.type == "cpu":
-        model.set_attn_implementation(SDPA_IN_FLOAT32)
+    choose_attention(model, accelerator.device, accelerator.mixed_precision)
     if args.lora_rank is None:
         model.freeze_clip(args.clip_finetuning)
     else:
