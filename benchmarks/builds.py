@@ -4,8 +4,8 @@
 
 Seconds are those that the process's threads computed (`time.process_time`), which other programs on the machine change
 little, and medians; a ratio is the median of those of two runs that followed each other. Memory is counted beyond the
-weights. Differences are those of the logits, where all classes have one. Margins mean nothing to random weights, so that what
-`max_classes_per_image="auto"` keeps is a number of classes for each of its stages.
+weights. Differences are those of the logits, where all classes have one. Margins mean nothing to random weights, so
+that what `max_classes_per_image="auto"` keeps is a number of classes for each of its stages.
 """
 
 import argparse
