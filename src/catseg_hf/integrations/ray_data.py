@@ -21,7 +21,7 @@ from ..images.sources import find_images, image_extensions
 from ..utils.files import check_output_folder, locked_folder, read_json, replaced_file
 from .cluster import READ_CPUS, RESUME_CPUS, Actors, check_answers, choose_actors
 from .tables import TableSegmenter
-from .tars import read_tar
+from .tars import TAR_SUFFIXES, read_tar
 
 
 try:
@@ -37,7 +37,6 @@ logger = logging.get_logger(__name__)
 
 ROWS_AT_ONCE = 16
 FORMATS = ("images", "parquet", "webdataset")
-TAR_EXTENSIONS = ["tar", "tar.gz", "tgz"]
 TAR_ROWS = 32  # of a block that is read
 MAX_DEATHS = 10  # of actors that have the same images
 
@@ -139,7 +138,8 @@ class TarDatasource(FileBasedDatasource):
     """Images of WebDataset's tar files, in rows with `path` (the archive's and the member's), `bytes` and `error`."""
 
     def __init__(self, paths: str | Sequence[str], **options: Any):
-        super().__init__(paths, file_extensions=TAR_EXTENSIONS, **options)
+        extensions = [suffix.removeprefix(".") for suffix in TAR_SUFFIXES]
+        super().__init__(paths, file_extensions=extensions, **options)
 
     def resolve_compression(self, path: str, open_args: dict[str, Any]) -> str | None:
         """None: `read_tar` unpacks, and tells where an archive ends early."""
