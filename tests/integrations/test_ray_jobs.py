@@ -4,10 +4,12 @@ import gzip
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -87,8 +89,10 @@ def check_rows(rows: list[dict], expected: dict[str, np.ndarray], num_images: in
             assert row["error"] and row["class_map"] is None
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+def contents(folder: Path, written_to: Path | None = None) -> dict[str, bytes]:
+    """The files by their names, as if the folder were another."""
+    own, other = (str(path or folder).encode() for path in (folder, written_to))
+    return {path.name: path.read_bytes().replace(own, other) for path in folder.iterdir()}
 
 
 def test_an_actor_is_killed(model, tmp_path):
@@ -119,10 +123,7 @@ def test_an_actor_is_killed(model, tmp_path):
     actors[0].send_signal(signal.SIGKILL)
     stdout, stderr = process.communicate(timeout=SECONDS)
     assert process.returncode == 1, stderr
-    assert contents(output) == {
-        name: content.replace(str(complete).encode(), str(output).encode())
-        for name, content in contents(complete).items()
-    }
+    assert contents(output) == contents(complete, written_to=output)
     assert stdout.count(f"\n{images}") + stdout.startswith(str(images)) == 180
     assert "Segmented 180 images" in stdout and stderr.count("could not be read") == 20
 
@@ -213,6 +214,90 @@ def test_a_job_is_killed_and_resumed(model, images, expected, tmp_path):
     assert done.returncode == 0, done.stderr
     check_rows(pq.read_table(output / "segments").to_pylist(), expected)
     assert all(path.stat().st_mtime_ns == changed for path, changed in written.items() if path.exists())
+
+
+NODES = """
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import ray
+from ray.cluster_utils import Cluster
+
+from catseg_hf import cli
+from catseg_hf.integrations import ray_data
+
+way, num_cpus, images, output, model = sys.argv[1:]
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+nodes = [cluster.add_node(num_cpus=int(num_cpus)) for _ in range(2)]
+cluster.wait_for_nodes()
+raylets = {node.all_processes["raylet"][0].process.pid: node for node in nodes}
+
+
+def results():
+    return [*Path(output).glob("*.parquet"), *Path(output).glob("*_labels.png")]
+
+
+def kill_a_node():
+    while len(results()) < (1 if way == "table" else 4):
+        time.sleep(0.01)
+    raylet, node = next(iter(raylets.items()))
+    names = [" ".join(child.cmdline()) for child in psutil.Process(raylet).children()]
+    assert any("TableSegmenter" in name or "FileActor" in name for name in names)
+    cluster.remove_node(node, allow_graceful=False)
+    print(f"killed behind {len(results())} results.", flush=True)
+
+
+killer = threading.Thread(target=kill_a_node, daemon=True)
+killer.start()
+if way == "table":
+    ray.init(cluster.address, log_to_driver=False)
+    dataset = ray_data.segment(
+        ray_data.read(images),
+        model=model,
+        labels="grass, water, snow",
+        num_actors=2,
+        num_cpus=0.75,
+        room=0.25,
+    )
+    dataset.write_parquet(output, ray_remote_args={"num_cpus": 0.25})
+else:
+    options = ["--device=cpu", "--engine=ray", "--actors=2", "--actor_cpus=0.75", f"--ray_address={cluster.address}"]
+    command = ["segment", images, "--labels=grass, water, snow", f"--model={model}", f"--output={output}"]
+    assert cli.main([*command, *options]) == 1
+killer.join()
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+@pytest.mark.parametrize(("way", "num_cpus"), [("table", 1), ("files", 2)])
+def test_a_node_is_killed(way, num_cpus, model, tmp_path, monkeypatch):
+    """One of two that work, with room for its actor on the other and without: every image is there once."""
+    images, output = tmp_path / "images", tmp_path / "out"
+    images.mkdir()
+    write_mixed_images(images, 64)
+    expected = run_plainly(images, model, tmp_path / "plain")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    # Where Ray keeps the address of the cluster in use; its sockets need a short path.
+    with tempfile.TemporaryDirectory(prefix="ray") as folder:
+        done = subprocess.run(
+            [sys.executable, "-c", NODES, way, str(num_cpus), str(images), str(output), model],
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            env={**os.environ, "RAY_TMPDIR": folder},
+        )
+    assert done.returncode == 0, done.stderr
+    killed_behind = int(re.search(r"killed behind (\d+) results", done.stdout)[1])
+    if way == "table":
+        assert killed_behind < len(list(output.glob("*.parquet")))
+        check_rows(pq.read_table(output).to_pylist(), class_maps(expected), num_images=64)
+    else:
+        assert killed_behind < 50
+        assert contents(output) == contents(expected, written_to=output)
 
 
 def test_jobs_that_are_refused(cluster, model, images, tmp_path):
