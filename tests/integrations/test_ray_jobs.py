@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,8 @@ import tarfile
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import fsspec
@@ -25,7 +28,9 @@ from PIL import Image
 from catseg_hf import cli
 from catseg_hf.errors import UserError
 from catseg_hf.utils.files import locked_folder
+from catseg_testing.loopback import LoopbackServer
 from catseg_testing.mixed_images import WORDS, save_quick_model, write_mixed_images
+from catseg_testing.range_server import RangeRequests
 
 
 ray = pytest.importorskip("ray")
@@ -147,6 +152,67 @@ def test_sources(cluster, images, tmp_path):
         assert dataset.count() == NUM_IMAGES
 
 
+class SilentRequests(RangeRequests):
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def site(images, tmp_path) -> Iterator[str]:
+    """The address of a web server with the images, and with a tar file of them."""
+    with tarfile.open(tmp_path / "images.tar", "w") as tar:
+        tar.add(images, "images")
+    for path in images.iterdir():
+        shutil.copy(path, tmp_path)
+    with LoopbackServer(partial(SilentRequests, directory=str(tmp_path))) as server:
+        yield server.url
+
+
+def test_a_web_server(cluster, segmenter, images, expected, site, tmp_path):
+    """Tar files and images of other machines, through fsspec; what Ray would leave out is refused."""
+    remote = fsspec.filesystem("http")
+    for options in ({}, {"filesystem": remote}):
+        rows = ray_data.read(f"{site}/images.tar", "webdataset", **options).take_all()
+        assert {row["path"]: row["bytes"] for row in rows} == {
+            f"{site}/images.tar/images/{path.name}": path.read_bytes() for path in images.iterdir()
+        }
+    paths = [f"{site}/{path.name}" for path in images.iterdir()]
+    rows = ray_data.segment(ray_data.read(paths), model=segmenter.options.model, labels=WORDS, num_actors=1, room=0.25)
+    check_rows(rows.take_all(), expected)
+    for wrong, format, words in (
+        (f"{site}/none.tar", "webdataset", "Nothing can be read at .*none.tar"),
+        ([*paths, f"{site}/images/"], "images", "name each file, since a web server's folders cannot be listed"),
+        ([f"{site}/images.tar", f"{site}/images"], "webdataset", "is no file that is read as a tar file, but .tar"),
+        ([*paths, str(images)], "images", "are on different file systems: read each by itself"),
+        ([f"{site}/images.tar", "memory://images.tar"], "webdataset", "are on different file systems"),
+        ("memory://images.tar", "webdataset", r"give it as `filesystem`, such as fsspec.filesystem\('memory'\)"),
+        (["file:///images.tar", str(tmp_path / "000.jpg")], "webdataset", "000.jpg' is no file that is read as a tar"),
+    ):
+        with pytest.raises(UserError, match=words):
+            ray_data.read(wrong, format)
+    assert len(ray_data.read(f"file://{tmp_path}/images.tar", "webdataset").take_all()) == NUM_IMAGES
+
+
+def test_odd_names(cluster, images, tmp_path):
+    """Of which Ray by itself leaves out some, without a word."""
+    for name in ("what?.jpg", "_0.jpg", "a#b.jpg", "a%20b.jpg"):
+        shutil.copy(images / "000.jpg", tmp_path / name)
+    paths = sorted(str(path) for path in tmp_path.iterdir())
+    for source in (str(tmp_path), paths):
+        assert sorted(row["path"] for row in ray_data.read(source).take_all()) == paths
+    for path in paths:
+        with tarfile.open(path[:-3] + "tar", "w") as tar:
+            tar.add(path, "0.jpg")
+    tars = [path[:-3] + "tar" for path in paths]
+    for source in (str(tmp_path), tars):
+        rows = ray_data.read(source, "webdataset").take_all()
+        assert sorted(row["path"] for row in rows) == [f"{tar}/0.jpg" for tar in tars]
+    (tmp_path / "empty").mkdir()
+    for format, words in (("images", "read as an image: name"), ("webdataset", "read as a tar file: name")):
+        with pytest.raises(UserError, match=words):
+            ray_data.read(str(tmp_path / "empty"), format)
+
+
 @pytest.fixture(scope="module")
 def segmenter(model) -> TableSegmenter:
     return TableSegmenter(model=model, labels=WORDS, device="cpu")
@@ -240,14 +306,26 @@ def results():
     return [*Path(output).glob("*.parquet"), *Path(output).glob("*_labels.png")]
 
 
+def seconds_of_actor(raylet):
+    actor = next(
+        child
+        for child in psutil.Process(raylet).children()
+        if any(name in " ".join(child.cmdline()) for name in ("TableSegmenter", "FileActor"))
+    )
+    return actor.cpu_times().user
+
+
 def kill_a_node():
     while len(results()) < (1 if way == "table" else 4):
         time.sleep(0.01)
-    raylet, node = next(iter(raylets.items()))
-    names = [" ".join(child.cmdline()) for child in psutil.Process(raylet).children()]
-    assert any("TableSegmenter" in name or "FileActor" in name for name in names)
-    cluster.remove_node(node, allow_graceful=False)
-    print(f"killed behind {len(results())} results.", flush=True)
+    while True:
+        for raylet, node in raylets.items():
+            seconds = seconds_of_actor(raylet)
+            time.sleep(0.2)
+            if seconds_of_actor(raylet) > seconds + 0.02:
+                cluster.remove_node(node, allow_graceful=False)
+                print(f"killed behind {len(results())} results.", flush=True)
+                return
 
 
 killer = threading.Thread(target=kill_a_node, daemon=True)

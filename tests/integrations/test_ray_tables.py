@@ -13,9 +13,9 @@ import torch
 
 from catseg_hf.errors import UserError
 from catseg_hf.images.rows import RESULT_COLUMNS
+from catseg_hf.images.tars import read_tar
 from catseg_hf.integrations import cluster
 from catseg_hf.integrations.tables import TableSegmenter
-from catseg_hf.integrations.tars import read_tar
 from catseg_testing.mixed_images import WORDS, mixed_images, save_quick_model
 
 

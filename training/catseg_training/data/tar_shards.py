@@ -9,7 +9,7 @@ import datasets
 from datasets.exceptions import DatasetGenerationError
 
 from catseg_hf.errors import UserError
-from catseg_hf.integrations.tars import LABEL_SUFFIX, TAR_SUFFIXES, damaged_tar, read_members
+from catseg_hf.images.tars import LABEL_SUFFIX, damaged_tar, is_tar, read_members
 
 from .paired_folders import IMAGE_SUFFIXES, SHORT_NAMES, first_names
 
@@ -31,15 +31,15 @@ def tar_shards(source: Path, split: str) -> list[Path]:
         UserError: If the folder has tar files of other splits only, and no tables.
     """
     if source.is_file():
-        return [source] if _is_tar(source) else []
+        return [source] if is_tar(source) else []
     if not source.is_dir():
         return []
     for name in filter(None, (split, SHORT_NAMES.get(split))):
         folder = source / name
         shards = folder.iterdir() if folder.is_dir() else _named_by(source, name)
-        if found := sorted(filter(_is_tar, shards)):
+        if found := sorted(filter(is_tar, shards)):
             return found
-    others = sorted(path.name for path in source.iterdir() if _is_tar(path))
+    others = sorted(path.name for path in source.iterdir() if is_tar(path))
     if others and not any(path.suffix.lower() in DATA_SUFFIXES for path in source.rglob("*")):
         raise UserError(
             f"{source} has no tar files for the split {split!r}: it has {first_names(others)}. Name them "
@@ -51,10 +51,6 @@ def tar_shards(source: Path, split: str) -> list[Path]:
 def _named_by(source: Path, split: str) -> list[Path]:
     """Files whose names begin with the split as a word: train-000.tar, not trainval-000.tar."""
     return [path for path in source.glob(f"{split}*") if not path.name[len(split) :][:1].isalpha()]
-
-
-def _is_tar(path: Path) -> bool:
-    return path.name.lower().endswith(TAR_SUFFIXES) and not path.name.startswith(".") and path.is_file()
 
 
 def tar_dataset(

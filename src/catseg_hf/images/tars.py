@@ -3,7 +3,7 @@
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 from ..errors import UserError, first_line
@@ -14,6 +14,11 @@ TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _GZIP = b"\x1f\x8b"
 _GZIP_BITS = 16 + zlib.MAX_WBITS  # of zlib: a header and sums as of gzip
 _CHUNK = 1 << 20
+
+
+def is_tar(path: Path) -> bool:
+    """Whether it is a tar file by its name, and no hidden one."""
+    return path.name.lower().endswith(TAR_SUFFIXES) and not path.name.startswith(".") and path.is_file()
 
 
 class _Header(tarfile.TarInfo):
