@@ -58,7 +58,10 @@ def test_two_runs_into_one_folder(segment, tmp_path):
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        ("http://127.0.0.1:9/shards/0.TAR?version=2", "is a tar file, but images are read here: unpack it, or read it"),
+        (
+            "http://127.0.0.1:9/shards/0.TAR?version=2",
+            "is a tar file, but images are read here: unpack it",
+        ),
         ("shards/0.tar.gz", "is a tar file"),
         ("s3://bucket/photos", "is on the file system 's3', but files, folders and URLs of http:// and https:// are"),
     ],
