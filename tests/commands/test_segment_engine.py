@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from catseg_hf import cli
+from catseg_hf.images.sources import find_images
 from catseg_hf.utils.files import locked_folder
 from conftest import ROOT
 
@@ -52,3 +53,30 @@ def test_two_runs_into_one_folder(segment, tmp_path):
         assert code == 2 and f"Another run is writing {output}: wait for it" in error
         assert list(output.iterdir()) == []
     assert segment()[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        (
+            "http://127.0.0.1:9/shards/0.TAR?version=2",
+            "is a tar file, but images are read here: unpack it",
+        ),
+        ("shards/0.tar.gz", "is a tar file"),
+        ("s3://bucket/photos", "is on the file system 's3', but files, folders and URLs of http:// and https:// are"),
+    ],
+)
+@pytest.mark.parametrize("engine", ["ray", "processes"])
+def test_what_ray_reads_from_python_alone(source, words, engine, tmp_path, capsys):
+    command = ["segment", source, "--labels=grass", f"--engine={engine}", f"--output={tmp_path / 'output'}"]
+    assert cli.main(command) == 1
+    error = capsys.readouterr().err
+    assert f"{source!r} {words}" in error and "`catseg_hf.integrations.ray_data`" in error
+    assert not (tmp_path / "output").exists()
+
+
+def test_a_folder_that_is_called_as_a_tar_file(tmp_path):
+    (tmp_path / "photos.tar").mkdir()
+    image = tmp_path / "photos.tar" / "0.png"
+    image.touch()
+    assert find_images([str(tmp_path / "photos.tar")]) == ([str(image)], [])

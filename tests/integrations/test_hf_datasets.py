@@ -1,6 +1,7 @@
 """Datasets of `datasets` with a segmentation of every image."""
 
 import io
+from types import SimpleNamespace
 
 import fsspec
 import numpy as np
@@ -98,6 +99,29 @@ def test_processes_take_one_gpu_after_another(model, monkeypatch):
         MapSegmenter(RowOptions(model, WORDS))({"image": []}, rank)
     assert devices == [torch.device("cuda", 0), torch.device("cuda", 1)]
     assert device_of_rank(None) is None
+
+
+def test_ranks_of_a_map(dataset, model, monkeypatch):
+    """`map` hands the rank on where there are processes; a device that is named is that of all."""
+    calls = []
+    monkeypatch.setattr(Dataset, "map", lambda dataset, function, **options: calls.append(options) or dataset)
+    for num_proc in (None, 1, 4):
+        segment_dataset(dataset, model=model, labels=WORDS, num_proc=num_proc)
+    assert [(call["num_proc"], call["with_rank"]) for call in calls] == [(None, False), (1, True), (4, True)]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "device_count", torch.cuda.device_count)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    assert [device_of_rank(rank).index for rank in range(7)] == [0, 1, 2, 0, 1, 2, 0]
+    devices = []
+    monkeypatch.setattr(
+        "catseg_hf.integrations.hf_datasets.RowSegmenter",
+        lambda options, device: devices.append(device) or SimpleNamespace(segment=lambda images: []),
+    )
+    for rank in (1, 2):
+        MapSegmenter(RowOptions(model, WORDS), device="cuda:0")({"image": []}, rank)
+    MapSegmenter(RowOptions(model, WORDS))({"image": []})
+    assert devices == ["cuda:0", "cuda:0", None]
 
 
 def test_the_cache_knows_the_model_and_the_labels(dataset, model, tmp_path):

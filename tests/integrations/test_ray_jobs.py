@@ -4,12 +4,17 @@ import gzip
 import io
 import json
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import fsspec
@@ -23,7 +28,9 @@ from PIL import Image
 from catseg_hf import cli
 from catseg_hf.errors import UserError
 from catseg_hf.utils.files import locked_folder
+from catseg_testing.loopback import LoopbackServer
 from catseg_testing.mixed_images import WORDS, save_quick_model, write_mixed_images
+from catseg_testing.range_server import RangeRequests
 
 
 ray = pytest.importorskip("ray")
@@ -87,8 +94,10 @@ def check_rows(rows: list[dict], expected: dict[str, np.ndarray], num_images: in
             assert row["error"] and row["class_map"] is None
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+def contents(folder: Path, written_to: Path | None = None) -> dict[str, bytes]:
+    """The files by their names, as if the folder were another."""
+    own, other = (str(path or folder).encode() for path in (folder, written_to))
+    return {path.name: path.read_bytes().replace(own, other) for path in folder.iterdir()}
 
 
 def test_an_actor_is_killed(model, tmp_path):
@@ -119,10 +128,7 @@ def test_an_actor_is_killed(model, tmp_path):
     actors[0].send_signal(signal.SIGKILL)
     stdout, stderr = process.communicate(timeout=SECONDS)
     assert process.returncode == 1, stderr
-    assert contents(output) == {
-        name: content.replace(str(complete).encode(), str(output).encode())
-        for name, content in contents(complete).items()
-    }
+    assert contents(output) == contents(complete, written_to=output)
     assert stdout.count(f"\n{images}") + stdout.startswith(str(images)) == 180
     assert "Segmented 180 images" in stdout and stderr.count("could not be read") == 20
 
@@ -144,6 +150,67 @@ def test_sources(cluster, images, tmp_path):
     for dataset in sources:
         assert {Path(row["path"]).name: row["bytes"] for row in dataset.take_all()} == files
         assert dataset.count() == NUM_IMAGES
+
+
+class SilentRequests(RangeRequests):
+    def log_message(self, *arguments):
+        pass
+
+
+@pytest.fixture
+def site(images, tmp_path) -> Iterator[str]:
+    """The address of a web server with the images, and with a tar file of them."""
+    with tarfile.open(tmp_path / "images.tar", "w") as tar:
+        tar.add(images, "images")
+    for path in images.iterdir():
+        shutil.copy(path, tmp_path)
+    with LoopbackServer(partial(SilentRequests, directory=str(tmp_path))) as server:
+        yield server.url
+
+
+def test_a_web_server(cluster, segmenter, images, expected, site, tmp_path):
+    """Tar files and images of other machines, through fsspec; what Ray would leave out is refused."""
+    remote = fsspec.filesystem("http")
+    for options in ({}, {"filesystem": remote}):
+        rows = ray_data.read(f"{site}/images.tar", "webdataset", **options).take_all()
+        assert {row["path"]: row["bytes"] for row in rows} == {
+            f"{site}/images.tar/images/{path.name}": path.read_bytes() for path in images.iterdir()
+        }
+    paths = [f"{site}/{path.name}" for path in images.iterdir()]
+    rows = ray_data.segment(ray_data.read(paths), model=segmenter.options.model, labels=WORDS, num_actors=1, room=0.25)
+    check_rows(rows.take_all(), expected)
+    for wrong, format, words in (
+        (f"{site}/none.tar", "webdataset", "Nothing can be read at .*none.tar"),
+        ([*paths, f"{site}/images/"], "images", "name each file, since a web server's folders cannot be listed"),
+        ([f"{site}/images.tar", f"{site}/images"], "webdataset", "is no file that is read as a tar file, but .tar"),
+        ([*paths, str(images)], "images", "are on different file systems: read each by itself"),
+        ([f"{site}/images.tar", "memory://images.tar"], "webdataset", "are on different file systems"),
+        ("memory://images.tar", "webdataset", r"give it as `filesystem`, such as fsspec.filesystem\('memory'\)"),
+        (["file:///images.tar", str(tmp_path / "000.jpg")], "webdataset", "000.jpg' is no file that is read as a tar"),
+    ):
+        with pytest.raises(UserError, match=words):
+            ray_data.read(wrong, format)
+    assert len(ray_data.read(f"file://{tmp_path}/images.tar", "webdataset").take_all()) == NUM_IMAGES
+
+
+def test_odd_names(cluster, images, tmp_path):
+    """Of which Ray by itself leaves out some, without a word."""
+    for name in ("what?.jpg", "_0.jpg", "a#b.jpg", "a%20b.jpg"):
+        shutil.copy(images / "000.jpg", tmp_path / name)
+    paths = sorted(str(path) for path in tmp_path.iterdir())
+    for source in (str(tmp_path), paths):
+        assert sorted(row["path"] for row in ray_data.read(source).take_all()) == paths
+    for path in paths:
+        with tarfile.open(path[:-3] + "tar", "w") as tar:
+            tar.add(path, "0.jpg")
+    tars = [path[:-3] + "tar" for path in paths]
+    for source in (str(tmp_path), tars):
+        rows = ray_data.read(source, "webdataset").take_all()
+        assert sorted(row["path"] for row in rows) == [f"{tar}/0.jpg" for tar in tars]
+    (tmp_path / "empty").mkdir()
+    for format, words in (("images", "read as an image: name"), ("webdataset", "read as a tar file: name")):
+        with pytest.raises(UserError, match=words):
+            ray_data.read(str(tmp_path / "empty"), format)
 
 
 @pytest.fixture(scope="module")
@@ -213,6 +280,102 @@ def test_a_job_is_killed_and_resumed(model, images, expected, tmp_path):
     assert done.returncode == 0, done.stderr
     check_rows(pq.read_table(output / "segments").to_pylist(), expected)
     assert all(path.stat().st_mtime_ns == changed for path, changed in written.items() if path.exists())
+
+
+NODES = """
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import ray
+from ray.cluster_utils import Cluster
+
+from catseg_hf import cli
+from catseg_hf.integrations import ray_data
+
+way, num_cpus, images, output, model = sys.argv[1:]
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+nodes = [cluster.add_node(num_cpus=int(num_cpus)) for _ in range(2)]
+cluster.wait_for_nodes()
+raylets = {node.all_processes["raylet"][0].process.pid: node for node in nodes}
+
+
+def results():
+    return [*Path(output).glob("*.parquet"), *Path(output).glob("*_labels.png")]
+
+
+def seconds_of_actor(raylet):
+    actor = next(
+        child
+        for child in psutil.Process(raylet).children()
+        if any(name in " ".join(child.cmdline()) for name in ("TableSegmenter", "FileActor"))
+    )
+    return actor.cpu_times().user
+
+
+def kill_a_node():
+    while len(results()) < 2:
+        time.sleep(0.01)
+    while True:
+        for raylet, node in raylets.items():
+            seconds = seconds_of_actor(raylet)
+            time.sleep(0.2)
+            if seconds_of_actor(raylet) > seconds + 0.02:
+                cluster.remove_node(node, allow_graceful=False)
+                print(f"killed behind {len(results())} results.", flush=True)
+                return
+
+
+killer = threading.Thread(target=kill_a_node, daemon=True)
+killer.start()
+if way == "table":
+    ray.init(cluster.address, log_to_driver=False)
+    dataset = ray_data.segment(
+        ray_data.read(images).repartition(16),
+        model=model,
+        labels="grass, water, snow",
+        num_actors=2,
+        num_cpus=0.75,
+        room=0.25,
+    )
+    dataset.write_parquet(output, ray_remote_args={"num_cpus": 0.25})
+else:
+    options = ["--device=cpu", "--engine=ray", "--actors=2", "--actor_cpus=0.75", f"--ray_address={cluster.address}"]
+    command = ["segment", images, "--labels=grass, water, snow", f"--model={model}", f"--output={output}"]
+    assert cli.main([*command, *options]) == 1
+killer.join()
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+@pytest.mark.parametrize(("way", "num_cpus"), [("table", 3), ("files", 1)])
+def test_a_node_is_killed(way, num_cpus, model, tmp_path, monkeypatch):
+    """One of two that work, with room for its actor on the other and without. Every image is there once."""
+    images, output = tmp_path / "images", tmp_path / "out"
+    images.mkdir()
+    write_mixed_images(images, 128)
+    expected = run_plainly(images, model, tmp_path / "plain")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    # Where Ray keeps the address of the cluster in use; its sockets need a short path.
+    with tempfile.TemporaryDirectory(prefix="ray") as folder:
+        done = subprocess.run(
+            [sys.executable, "-c", NODES, way, str(num_cpus), str(images), str(output), model],
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            env={**os.environ, "RAY_TMPDIR": folder},
+        )
+    assert done.returncode == 0, done.stderr
+    killed_behind = int(re.search(r"killed behind (\d+) results", done.stdout)[1])
+    if way == "table":
+        assert killed_behind < len(list(output.glob("*.parquet")))
+        check_rows(pq.read_table(output).to_pylist(), class_maps(expected), num_images=128)
+    else:
+        assert killed_behind < 100
+        assert contents(output) == contents(expected, written_to=output)
 
 
 def test_jobs_that_are_refused(cluster, model, images, tmp_path):

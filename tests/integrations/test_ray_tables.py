@@ -1,6 +1,7 @@
 """What Ray Data calls, without Ray: tables, tar files, and what is asked of a cluster."""
 
 import copy
+import gzip
 import io
 import itertools
 import socket
@@ -12,9 +13,9 @@ import torch
 
 from catseg_hf.errors import UserError
 from catseg_hf.images.rows import RESULT_COLUMNS
+from catseg_hf.images.tars import read_tar
 from catseg_hf.integrations import cluster
 from catseg_hf.integrations.tables import TableSegmenter
-from catseg_hf.integrations.tars import read_tar
 from catseg_testing.mixed_images import WORDS, mixed_images, save_quick_model
 
 
@@ -158,8 +159,28 @@ def test_names_of_images_in_tar_files():
 
 
 def test_a_compressed_tar_file_that_ends_early():
+    """What is there is read, up to the last whole image."""
     names, error = read_until_error(archive("w:gz")[:-60])
     assert "'shard.tar' ends early or is damaged" in error
+    packed = gzip.compress(archive(), compresslevel=0)
+    for end, expected in ((5 * 1536 + 600, 2), (-1, 3)):
+        names, error = read_until_error(packed[:end])
+        assert names == NAMES[:expected] and "unexpected end of the compressed data" in error
+
+
+def test_a_compressed_tar_file_with_other_bytes():
+    """Which deflate does not notice in JPEGs, stored as they are, but gzip's sums do."""
+    packed = bytearray(gzip.compress(archive(), compresslevel=0))
+    packed[packed.index(b"a/0.json ") + 100] ^= 1
+    _, error = read_until_error(bytes(packed))
+    assert "'shard.tar' ends early or is damaged" in error and "incorrect data check" in error
+
+
+def test_a_compressed_tar_file_of_several_parts():
+    """As by bgzip, or by `cat` of what `split` and gzip made, filled up with zeros."""
+    whole = archive()
+    packed = b"".join(gzip.compress(whole[start : start + 1000]) for start in range(0, len(whole), 1000))
+    assert read_until_error(packed + bytes(512)) == (NAMES, None)
 
 
 def nodes(*resources: dict) -> list[dict]:

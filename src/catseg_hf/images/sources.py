@@ -12,6 +12,7 @@ from PIL import Image
 from ..stored_images_catseg import reads_heic
 from .origins import identity, is_url
 from .results import KINDS, is_result
+from .tars import TAR_SUFFIXES
 
 
 _RAW = "it is a camera's raw file, save it as TIFF or JPEG"
@@ -41,6 +42,9 @@ def find_images(arguments: list[str]) -> tuple[list[str], list[tuple[str, str]]]
     extensions = image_extensions()
     images, failures = {}, []
     for argument in arguments:
+        if reason := _why_not_read(argument):
+            failures.append((argument, reason))
+            continue
         if is_url(argument):
             found = [argument]
         elif os.path.isdir(argument):
@@ -65,6 +69,22 @@ def find_images(arguments: list[str]) -> tuple[list[str], list[tuple[str, str]]]
         for image in found:
             images.setdefault(identity(image), image)
     return list(images.values()), failures
+
+
+def _why_not_read(argument: str) -> str | None:
+    """Why an argument stands for no images here, if it is what `integrations.ray_data` reads."""
+    if os.path.isdir(argument):
+        return None
+    other = "read it from Python with `catseg_hf.integrations.ray_data`"
+    scheme, is_address, _ = argument.partition("://")
+    if is_address and not is_url(argument):
+        return (
+            f"{argument!r} is on the file system {scheme!r}, but files, folders and URLs of http:// and https:// are "
+            f"read here: mount it, or {other}."
+        )
+    if (urlparse(argument).path if is_address else argument).lower().endswith(TAR_SUFFIXES):
+        return f"{argument!r} is a tar file, but images are read here: unpack it, or {other}."
+    return None
 
 
 def image_extensions() -> set[str]:

@@ -10,18 +10,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlsplit
 
 import pyarrow as pa
+from pyarrow.fs import FileSystem
 from transformers.utils import logging
 
 from ..errors import UserError, first_line
 from ..images.origins import other_settings
 from ..images.rows import RowOptions
 from ..images.sources import find_images, image_extensions
+from ..images.tars import TAR_SUFFIXES, is_tar, read_tar
 from ..utils.files import check_output_folder, locked_folder, read_json, replaced_file
 from .cluster import READ_CPUS, RESUME_CPUS, Actors, check_answers, choose_actors
 from .tables import TableSegmenter
-from .tars import read_tar
 
 
 try:
@@ -36,8 +38,7 @@ except ImportError as error:
 logger = logging.get_logger(__name__)
 
 ROWS_AT_ONCE = 16
-FORMATS = ("images", "parquet", "webdataset")
-TAR_EXTENSIONS = ["tar", "tar.gz", "tgz"]
+FORMATS = {"images": "an image", "parquet": "a table", "webdataset": "a tar file"}
 TAR_ROWS = 32  # of a block that is read
 MAX_DEATHS = 10  # of actors that have the same images
 
@@ -94,52 +95,89 @@ def read(paths: str | Sequence[str], format: str = "images", *, filesystem: Any 
     """
     if format not in FORMATS:
         raise UserError(f"`format` is {format!r}, but one of {', '.join(map(repr, FORMATS))} is accepted.")
-    options = {"filesystem": filesystem}
+    paths = [str(paths)] if isinstance(paths, str | Path) else [*map(str, paths)]
+    if filesystem is None:
+        _check_paths(paths, format)
+    options = {"filesystem": filesystem, "num_cpus": READ_CPUS}
     try:
         if format == "parquet":
-            return ray.data.read_parquet(paths, num_cpus=READ_CPUS, **options)
+            return ray.data.read_parquet(paths, **options)
+        suffixes = [*_suffixes(format)]
+        if filesystem is None and not any("://" in path for path in paths):
+            # Here and not by Ray, which would leave out names that begin with an underscore or have a question mark.
+            paths, suffixes = _list_folders(paths, format), None
         if format == "images":
-            extensions = sorted(suffix.removeprefix(".") for suffix in image_extensions())
-            if filesystem is None:
-                paths = _list_folders(paths)
-            return ray.data.read_binary_files(
-                paths, include_paths=True, file_extensions=extensions, num_cpus=READ_CPUS, **options
-            )
-        return ray.data.read_datasource(TarDatasource(paths, **options), num_cpus=READ_CPUS)
+            return ray.data.read_binary_files(paths, include_paths=True, file_extensions=suffixes, **options)
+        source = TarDatasource(paths, filesystem=filesystem, file_extensions=suffixes)
+        return ray.data.read_datasource(source, num_cpus=READ_CPUS)
     except UserError:
         raise
     except (OSError, ValueError) as error:
         raise UserError(f"Nothing can be read at {paths!r}: {first_line(error)}.") from error
 
 
-def _list_folders(paths: str | Sequence[str]) -> list[str]:
-    """The images in folders here, of which Ray would leave out those whose names begin with an underscore."""
-    found = []
-    for path in [paths] if isinstance(paths, str | Path) else paths:
-        if not os.path.isdir(path):
-            if os.path.isfile(path) and Path(path).suffix.lower() not in image_extensions():
-                raise UserError(
-                    f"{str(path)!r} is no file that is read as an image, but "
-                    f"{', '.join(sorted(image_extensions()))} are: convert it, or leave it out."
-                )
-            found.append(str(path))
+def _suffixes(format: str) -> tuple[str, ...]:
+    """Of the files that are read, in small letters and with their dots; of tables whatever Ray takes for one."""
+    return {"images": tuple(sorted(image_extensions())), "parquet": (), "webdataset": TAR_SUFFIXES}[format]
+
+
+def _check_paths(paths: Sequence[str], format: str):
+    """Refuses what Ray would leave out, with a warning at most."""
+    schemes, suffixes = {}, _suffixes(format)
+    for path in paths:
+        is_address = "://" in path
+        scheme = urlsplit(path).scheme if is_address else "file"
+        is_of_web = scheme in ("http", "https")
+        schemes.setdefault("http" if is_of_web else scheme, path)
+        name = path.partition("?")[0] if is_address else path
+        if suffixes and (is_of_web or os.path.isfile(path)) and not name.lower().endswith(suffixes):
+            remedy = "name each file, since a web server's folders cannot be listed" if is_of_web else "convert it"
+            raise UserError(
+                f"{path!r} is no file that is read as {FORMATS[format]}, but "
+                f"{', '.join(suffixes)} are: {remedy}, or leave it out."
+            )
+    if len(schemes) > 1:
+        first, second, *_ = schemes.values()
+        raise UserError(
+            f"{first!r} and {second!r} are on different file systems: read each by itself, and join the datasets "
+            "(`union`)."
+        )
+    for scheme, path in schemes.items():
+        if scheme in ("file", "http", "local"):
             continue
-        images, failures = find_images([str(path)])
-        found += map(os.path.abspath, images)
-        for _, error in failures:
-            logger.warning(error)
+        try:
+            FileSystem.from_uri(quote(path, safe="/:?&=%@+"))
+        except pa.ArrowInvalid as error:
+            raise UserError(
+                f"{path!r} is on no file system that is known by its name ({first_line(error)}): give it as "
+                f"`filesystem`, such as fsspec.filesystem({scheme!r})."
+            ) from error
+
+
+def _list_folders(paths: Sequence[str], format: str) -> list[str]:
+    """The files of folders here."""
+    found = []
+    for path in paths:
+        if not os.path.isdir(path):
+            found.append(path)
+        elif format == "webdataset":
+            files = [file for file in sorted(Path(path).iterdir()) if is_tar(file)]
+            found += map(os.path.abspath, files)
+        else:
+            images, failures = find_images([path])
+            found += map(os.path.abspath, images)
+            for _, error in failures:
+                logger.warning(error)
     if not found:
         raise UserError(
-            f"There are no images in {paths!r}: name folders or files of {', '.join(sorted(image_extensions()))}."
+            f"No file in {paths!r} is read as {FORMATS[format]}: name folders or files of "
+            f"{', '.join(_suffixes(format))}."
         )
     return found
 
 
 class TarDatasource(FileBasedDatasource):
     """Images of WebDataset's tar files, in rows with `path` (the archive's and the member's), `bytes` and `error`."""
-
-    def __init__(self, paths: str | Sequence[str], **options: Any):
-        super().__init__(paths, file_extensions=TAR_EXTENSIONS, **options)
 
     def resolve_compression(self, path: str, open_args: dict[str, Any]) -> str | None:
         """None: `read_tar` unpacks, and tells where an archive ends early."""

@@ -1,7 +1,6 @@
 """Tar files of pairs as of WebDataset: `NAME.jpg` (or another image) with its label map `NAME.seg.png` beside it."""
 
 import tarfile
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,16 +8,14 @@ from typing import Any
 import datasets
 from datasets.exceptions import DatasetGenerationError
 
-from catseg_hf.errors import UserError, first_line
+from catseg_hf.errors import UserError
+from catseg_hf.images.tars import LABEL_SUFFIX, damaged_tar, is_tar, read_members
 
 from .paired_folders import IMAGE_SUFFIXES, SHORT_NAMES, first_names
 
 
-LABEL_SUFFIX = ".seg.png"
-TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 # Of files that `datasets` loads, beside which a tar file may be anything.
 DATA_SUFFIXES = {".parquet", ".arrow", ".json", ".jsonl", ".csv"}
-_BLOCK = 512
 
 
 def tar_shards(source: Path, split: str) -> list[Path]:
@@ -34,15 +31,15 @@ def tar_shards(source: Path, split: str) -> list[Path]:
         UserError: If the folder has tar files of other splits only, and no tables.
     """
     if source.is_file():
-        return [source] if _is_tar(source) else []
+        return [source] if is_tar(source) else []
     if not source.is_dir():
         return []
     for name in filter(None, (split, SHORT_NAMES.get(split))):
         folder = source / name
         shards = folder.iterdir() if folder.is_dir() else _named_by(source, name)
-        if found := sorted(filter(_is_tar, shards)):
+        if found := sorted(filter(is_tar, shards)):
             return found
-    others = sorted(path.name for path in source.iterdir() if _is_tar(path))
+    others = sorted(path.name for path in source.iterdir() if is_tar(path))
     if others and not any(path.suffix.lower() in DATA_SUFFIXES for path in source.rglob("*")):
         raise UserError(
             f"{source} has no tar files for the split {split!r}: it has {first_names(others)}. Name them "
@@ -54,10 +51,6 @@ def tar_shards(source: Path, split: str) -> list[Path]:
 def _named_by(source: Path, split: str) -> list[Path]:
     """Files whose names begin with the split as a word: train-000.tar, not trainval-000.tar."""
     return [path for path in source.glob(f"{split}*") if not path.name[len(split) :][:1].isalpha()]
-
-
-def _is_tar(path: Path) -> bool:
-    return path.name.lower().endswith(TAR_SUFFIXES) and not path.name.startswith(".") and path.is_file()
 
 
 def tar_dataset(
@@ -99,54 +92,36 @@ def read_shards(shards: Sequence[tuple[str, int, int]]) -> Iterator[dict[str, An
 def _read_shard(shard: str) -> Iterator[dict[str, Any]]:
     num_read, waiting = 0, {}
     try:
-        with tarfile.open(shard) as file:
-            for member in file:
-                place = _place(member) if member.isfile() else None
-                if place is None:
-                    continue
-                name, column = place
+        with open(shard, "rb") as file:
+            for member, content in read_members(file, lambda member: _place(member) is not None):
+                name, column = _place(member)
                 if "image" in waiting and column == "image":
                     if name.startswith(f"{waiting['name']}."):
                         continue  # such as NAME.depth.png: of the same sample, and not what is segmented
                     if name == waiting["name"]:
                         raise UserError(
                             f"The tar file {shard} has two images of the sample {name!r}, the second is "
-                            f"{member.name!r}: write the tar file again with one of them."
+                            f"{member!r}: write the tar file again with one of them."
                         )
                 if waiting and name != waiting["name"]:
                     raise _incomplete(shard, waiting)
-                waiting |= {"name": name, column: {"path": None, "bytes": file.extractfile(member).read()}}
+                waiting |= {"name": name, column: {"path": None, "bytes": content}}
                 if "image" in waiting and "label" in waiting:
                     yield waiting | {"name": f"{name} of {shard}"}
                     num_read, waiting = num_read + 1, {}
-                # Or else every header that was read would be kept.
-                file.members = []
-            # Python takes a file that is cut between two members for a whole one.
-            file.fileobj.seek(file.offset)
-            is_whole = file.fileobj.read(_BLOCK) == bytes(_BLOCK)
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise UserError(
-            f"The tar file {shard} is damaged or ends early, after {num_read:,} images ({first_line(error)}): fetch "
-            "it again, or take it out of the data."
-        ) from None
-    if not is_whole:
-        raise UserError(
-            f"The tar file {shard} ends early, after {num_read:,} images: its end mark is missing. Fetch it again, or "
-            "take it out of the data."
-        )
+    except tarfile.ReadError as error:
+        raise damaged_tar(shard, num_read, error) from None
     if waiting:
         raise _incomplete(shard, waiting)
 
 
-def _place(member: tarfile.TarInfo) -> tuple[str, str] | None:
+def _place(member: str) -> tuple[str, str] | None:
     """A sample's name, dots and folders included, and which column of it the file is; None for other files."""
-    if member.name.rpartition("/")[2].startswith("."):
-        return None
-    lower = member.name.lower()
+    lower = member.lower()
     if lower.endswith(LABEL_SUFFIX):
-        return member.name[: -len(LABEL_SUFFIX)], "label"
+        return member[: -len(LABEL_SUFFIX)], "label"
     suffix = next((suffix for suffix in IMAGE_SUFFIXES if lower.endswith(suffix)), None)
-    return None if suffix is None else (member.name[: -len(suffix)], "image")
+    return None if suffix is None else (member[: -len(suffix)], "image")
 
 
 def _incomplete(shard: str, waiting: dict[str, Any]) -> UserError:
