@@ -147,11 +147,12 @@ def export(
         UserError: If anything does not fit, in words for the user. Nothing is written then.
     """
     folder = check_output_folder(output_dir)
+    exporter = GraphExporter(export_format, quantize)
     model, processor = load(model_name_or_path)
     sizes = None
     if FREE_SIZES in FORMATS[export_format].cannot:
         sizes = batch_size, num_classes or model.config.num_labels
-    exported = export_graphs(model, export_format, quantize, sizes)
+    exported = export_graphs(model, exporter, sizes)
     difference = largest_difference(exported, model, COMPARED_SIZES if sizes is None else (sizes,))
     check_difference(difference, export_format, quantize)
     with built_aside(folder) as aside:
@@ -193,23 +194,16 @@ def load(model_name_or_path: str | os.PathLike) -> tuple[CATSegForSemanticSegmen
 
 
 def export_graphs(
-    model: CATSegForSemanticSegmentation,
-    export_format: str,
-    quantize: str | None = None,
-    sizes: tuple[int, int] | None = None,
+    model: CATSegForSemanticSegmentation, exporter: "GraphExporter", sizes: tuple[int, int] | None = None
 ) -> ExportedModel:
     """
     The graphs `text_encoder` and `segmenter` of a model.
 
     Args:
         model (`CATSegForSemanticSegmentation`): The model, at evaluation and in float32.
-        export_format (`str`): One of `FORMATS`.
-        quantize (`"int8"`, *optional*): See [`export`].
+        exporter ([`GraphExporter`]): For the format.
         sizes (`tuple[int, int]`, *optional*): The only batch size and number of classes that the graphs take, and
             all of the text model's tokens; any by default.
-
-    Raises:
-        UserError: If a package is missing.
     """
     dynamic_shapes = {"input_ids": {}, "pixel_values": {}, "text_embeds": {}}
     if sizes is None:
@@ -221,7 +215,6 @@ def export_graphs(
             "text_embeds": {0: classes},
         }
     inputs = random_inputs(model, *(sizes or (2, 5)))
-    exporter = GraphExporter(export_format, quantize)
     components = {}
     for name, (module, names) in graph_modules(model).items():
         shapes = {input_name: dynamic_shapes[input_name] for input_name in names}
@@ -244,6 +237,7 @@ class GraphExporter:
 
     def __init__(self, export_format: str, quantize: str | None = None):
         self.format = FORMATS[export_format]
+        self.format.check_installed()
         # What cannot be proven of shapes is left to checks in the graph, of which one refuses a single class.
         self.options = {"export_format": self.format.exporter, "prefer_deferred_runtime_asserts_over_guards": True}
         if quantize is not None:
