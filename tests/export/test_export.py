@@ -1,6 +1,7 @@
 """The graphs that `convert/export_catseg.py` writes, and the example that runs them without torch."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -215,6 +216,19 @@ def test_int8(checkpoint, onnx_folder, tmp_path):
         expected = model(**inputs, sliding_window=False).logits.sigmoid()
     found = exported.runners["segmenter"](**inputs)["logits"].sigmoid()
     assert (found - expected).abs().mean() < 0.02
+
+
+@pytest.mark.parametrize("kept", [("README.md", "NOTICE"), ("LICENSE",), ()])
+def test_what_a_model_says_of_its_terms_lies_beside_its_graphs(kept, checkpoint, tmp_path, monkeypatch):
+    source = tmp_path / "model"
+    shutil.copytree(checkpoint, source)
+    for name in kept:
+        (source / name).write_text(f"the {name}")
+    monkeypatch.setattr(graphs, "export_graphs", lambda *arguments: exporters.ExportedModel({}, "dynamo"))
+    monkeypatch.setattr(graphs, "largest_difference", lambda *arguments: 0.0)
+    folder = graphs.export(source, tmp_path / "exported", "torch_export")
+    found = {name for name in ("README.md", "NOTICE", "LICENSE") if (folder / name).exists()}
+    assert found == set(kept) and all((folder / name).read_text() == f"the {name}" for name in kept)
 
 
 def test_a_difference_leaves_nothing(checkpoint, tmp_path, monkeypatch, capsys):

@@ -8,6 +8,7 @@ are the settings of the image processor, the tokenizer, and the model's own voca
 import copy
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from ..modeling_catseg_decoder import CATSegDecoderStage
 from ..processing_catseg import CATSegProcessor
 from ..utils.files import built_aside, check_output_folder
 from .formats import FORMATS, FREE_SIZES, INT8
+from .metadata import CARD, LICENCE, NOTICE, model_file
 
 
 # Batch sizes and numbers of classes that the graphs are compared with the model at, one after the other: runtimes were
@@ -148,7 +150,8 @@ def export(
     """
     folder = check_output_folder(output_dir)
     exporter = GraphExporter(export_format, quantize)
-    model, processor = load(model_name_or_path)
+    source = resolve_model(model_name_or_path)
+    model, processor = load(source)
     sizes = None
     if FREE_SIZES in FORMATS[export_format].cannot:
         sizes = batch_size, num_classes or model.config.num_labels
@@ -157,7 +160,7 @@ def export(
     check_difference(difference, export_format, quantize)
     with built_aside(folder) as aside:
         exported.save_pretrained(aside)
-        save_surroundings(model, processor, aside)
+        save_surroundings(model, processor, source, aside)
     print(f"Wrote {folder}")
     return folder
 
@@ -314,9 +317,10 @@ def run_in_float32(exported: ExportedModel):
         exported.to(config={"INFERENCE_PRECISION_HINT": "f32"})
 
 
-def save_surroundings(model: CATSegForSemanticSegmentation, processor: CATSegProcessor, folder: Path):
+def save_surroundings(model: CATSegForSemanticSegmentation, processor: CATSegProcessor, source: str, folder: Path):
     """What the graphs need beside them: the settings of the processor, its tokenizer, and the model's own vocabulary
-    with its text features."""
+    with its text features; and the card, the notice and the licence of the model, those that it has at its `source`, a
+    folder or Hub id."""
     processor.save_pretrained(folder)
     processor.image_processor.save_pretrained(folder)
     labels = model.config.label_names
@@ -324,3 +328,6 @@ def save_surroundings(model: CATSegForSemanticSegmentation, processor: CATSegPro
     with torch.no_grad():
         text_embeds = model.get_text_embeds(processor(text=labels).input_ids)
     np.save(folder / "text_embeds.npy", text_embeds.numpy())
+    for name in (CARD, NOTICE, LICENCE):
+        if path := model_file(source, name):
+            shutil.copyfile(path, folder / name)
