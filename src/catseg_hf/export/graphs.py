@@ -258,6 +258,7 @@ class GraphExporter:
     ) -> ExportedComponent:
         """The graph of a module, from inputs as an example and, of each, the axes of which any size is taken."""
         config = AutoExportConfig.from_dict({**self.options, **self.module.OPTIONS, "dynamic_shapes": dynamic_shapes})
+        self.module.prepare(module)
         component = self.exporter.export(module, dict(example), config).components["model"]
         self.module.finish(component.program, example, dynamic_shapes)
         return component
