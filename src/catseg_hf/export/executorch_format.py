@@ -20,7 +20,7 @@ def prepare(module: nn.Module):
     that torch's own attention comes with."""
     for part in module.modules():
         if isinstance(part, PreTrainedModel):
-            part.set_attn_implementation("eager")
+            part.config._attn_implementation = "eager"
 
 
 def finish(program: Any, example: Mapping[str, torch.Tensor], dynamic_shapes: Mapping[str, Any]):
