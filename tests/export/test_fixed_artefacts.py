@@ -329,7 +329,7 @@ def read_openvino(folder: Path):
     import openvino
 
     model = openvino.Core().read_model(folder / "model.xml")
-    metadata = {name: json.loads(value.value) for name, value in model.get_rt_info(["catseg"]).value.items()}
+    metadata = {name: json.loads(value) for name, value in model.get_rt_info(["catseg"]).value.items()}
     compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
     def run(pixel_values):

@@ -12,7 +12,7 @@ from torch import nn
 FILE = "model.xml"
 OPTIONS = {}
 METADATA = "catseg"
-"""Where the metadata are: `openvino.Core().read_model(path).get_rt_info([METADATA, name])`."""
+"""Where the metadata are: `openvino.Core().read_model(path).get_rt_info([METADATA, name]).value`."""
 
 
 def prepare(module: nn.Module):
