@@ -36,7 +36,8 @@ web: $(VENV)/.export
 	cp demo/web/package.json demo/web/package-lock.json $(WEB)-packages
 	cd $(WEB)-packages && npm ci --ignore-scripts --no-audit --no-fund
 	$(BIN)/catseg-hf export --model $(SHIPPED) --format onnx --output $(WEB)-model
-	$(BIN)/python demo/build_web.py --model $(WEB)-model --packages $(WEB)-packages/node_modules --output $(WEB)
+	$(BIN)/python demo/build_web.py --model $(WEB)-model --packages $(WEB)-packages/node_modules --output $(WEB) \
+		--title "CAT-Seg for drawn scenes of emoji, the small model that comes with catseg_hf"
 
 web-serve:
 	$(BIN)/python demo/serve_web.py $(WEB)

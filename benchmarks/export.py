@@ -55,16 +55,16 @@ def build_variant(name: str, model: CATSegForSemanticSegmentation, text_embeds: 
             pixel_values=pixel_values, text_embeds=text_embeds
         ).logits.sigmoid(), size_mb(model.save_pretrained)
     export_format, kind, quantize = EXPORTED[name]
+    exporter = GraphExporter(export_format, quantize)
     if kind == "fixed":
         module = FixedSegmenter(model, text_embeds, read_classes([f"class {i}" for i in range(len(text_embeds))]))
-        exporter = GraphExporter(export_format, quantize)
         fixed = export_fixed_graph(module.eval().requires_grad_(False), exporter).to()
         size = size_mb(
             lambda folder: exporter.module.save(fixed.components["model"], folder / exporter.module.FILE, {})
         )
         return lambda pixel_values, _: fixed(pixel_values=pixel_values)["probabilities"], size
     sizes = (1, len(text_embeds)) if FREE_SIZES in FORMATS[export_format].cannot else None
-    exported = export_graphs(model, export_format, quantize, sizes).to()
+    exported = export_graphs(model, exporter, sizes).to()
     size = size_mb(exported.save_pretrained)
 
     def segment(pixel_values: torch.Tensor, text_embeds: torch.Tensor) -> torch.Tensor:

@@ -9,13 +9,14 @@ import argparse
 import gzip
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from catseg_hf import EMBEDDED_MODEL
 from catseg_hf.errors import UserError, reports_errors
+from catseg_hf.export.metadata import CARD, LICENCE, NOTICE, card_licence
 from catseg_hf.utils.files import built_aside, check_output_folder, read_json
 from catseg_hf.visualization import class_color
 
@@ -25,7 +26,6 @@ EXAMPLE = ("scene.png", "scene_labels.json")
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 NOT_SERVED = ("package.json", "package-lock.json")
 NUM_COLORS = 256
-TITLE = "CAT-Seg for drawn scenes of emoji, the small model that comes with catseg_hf"
 
 # Of each device ONNX Runtime's script, and the loader and the WebAssembly that the script asks for.
 RUNTIMES = {
@@ -37,7 +37,7 @@ GRAPHS = {"text_encoder.onnx": "the text encoder", "segmenter.onnx": "the segmen
 WEIGHTS = ".data"
 
 
-def build(model: Path, packages: Path, output: Path):
+def build(model: Path, packages: Path, output: Path, title: str | None = None):
     """
     Writes the page.
 
@@ -45,16 +45,23 @@ def build(model: Path, packages: Path, output: Path):
         model (`Path`): A folder that `catseg-hf export --format onnx` wrote, of a model without the sliding window.
         packages (`Path`): npm's node_modules.
         output (`Path`): An empty folder.
+        title (`str`, *optional*): What the page calls the model; by default what its card is headed with, or the name
+            of its folder.
 
     Raises:
         UserError: If the model or a package is not what the page takes.
     """
-    settings = read_settings(model)
+    title = title or read_title(model)
+    settings = {"model": title, **read_settings(model)}
+    licence = card_licence(model / CARD) if (model / CARD).is_file() else None
     runtime, tokenizers = (find_package(packages, name) for name in ("onnxruntime-web", "@huggingface/tokenizers"))
     own = [path for path in (DEMO / "web").iterdir() if path.is_file() and path.name not in NOT_SERVED]
     for source in [*own, *(DEMO / name for name in EXAMPLE), *(model / name for name in TOKENIZER)]:
         shutil.copy(source, output)
-    shutil.copy(Path(EMBEDDED_MODEL) / "NOTICE", output / "model.NOTICE")
+    for name in (NOTICE, LICENCE):
+        if (model / name).is_file():
+            shutil.copy(model / name, output / f"model.{name}")
+    write_card(output / CARD, title, licence)
     (output / "packages").mkdir()
     (output / "files").mkdir()
     shutil.copy(find_file(tokenizers, "LICENSE"), output / "packages" / "tokenizers.LICENSE")
@@ -70,7 +77,8 @@ def build(model: Path, packages: Path, output: Path):
             "wasm": packed(wasm, output, "ONNX Runtime"),
         }
     manifest = {
-        "title": TITLE,
+        "title": title,
+        "licence": licence,
         "onnxruntime": read_json(runtime / "package.json")["version"],
         "runtimes": runtimes,
         "model": packed_graphs(model, output),
@@ -102,7 +110,6 @@ def read_settings(model: Path) -> dict[str, Any]:
             "scale": processor["rescale_factor"],
         }
         settings = {
-            "model": TITLE,
             "view": view,
             "prompts": {
                 "templates": prompts["prompt_templates"],
@@ -121,6 +128,20 @@ def read_settings(model: Path) -> dict[str, Any]:
             "export one without, such as the model that comes with the package."
         )
     return settings
+
+
+def read_title(model: Path) -> str:
+    """What an exported model is called: by the first heading of its card, or as its folder."""
+    text = (model / CARD).read_text(encoding="utf-8") if (model / CARD).is_file() else ""
+    heading = re.search(r"^# (.*\S)", text, flags=re.MULTILINE)
+    return heading[1] if heading else model.resolve().name
+
+
+def write_card(path: Path, title: str, licence: str | None):
+    """Makes the page's card in the place of a static Space, `README.md`, one that names the model and its licence."""
+    terms = "" if licence is None else f"license: {json.dumps(licence)}\n"
+    text = re.sub(r"^license: .*\n", lambda _: terms, path.read_text(encoding="utf-8"), count=1, flags=re.MULTILINE)
+    path.write_text(f"{text}\nThe model is {title}.\n", encoding="utf-8")
 
 
 def find_package(packages: Path, name: str) -> Path:
@@ -185,10 +206,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", type=Path, required=True, help="folder that `catseg-hf export --format onnx` wrote")
     parser.add_argument("--packages", type=Path, required=True, help="node_modules that npm wrote")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    parser.add_argument("--title", help="what the page calls the model (by default as its card is headed)")
     options = parser.parse_args(arguments)
     output = check_output_folder(options.output, "--output")
     with built_aside(output) as aside:
-        build(options.model, options.packages, aside)
+        build(options.model, options.packages, aside, options.title)
     print(f"Wrote {output}: serve it with `python demo/serve_web.py {options.output}`.")
     return 0
 

@@ -38,6 +38,8 @@ async function start() {
   try {
     checkBrowser();
     const manifest = await fetchJson("manifest.json");
+    const licence = manifest.licence ? ` (licence: ${manifest.licence})` : "";
+    byId("model").textContent = `The model is ${manifest.title}${licence}.`;
     const runtime = await chooseRuntime(new URLSearchParams(location.search));
     const entry = manifest.runtimes[runtime.device];
     const entries = [entry.wasm, ...manifest.model];
@@ -73,7 +75,7 @@ function showProgress(entries, arrived, total) {
 
 function showRuntime(manifest, { device, threads, notes }) {
   const on = device === "webgpu" ? "WebGPU" : `WebAssembly, ${threads} thread${threads > 1 ? "s" : ""}`;
-  byId("runtime").textContent = [`${manifest.title}, on ONNX Runtime ${manifest.onnxruntime} (${on}).`, ...notes].join(" ");
+  byId("runtime").textContent = [`On ONNX Runtime ${manifest.onnxruntime} (${on}).`, ...notes].join(" ");
 }
 
 /** Makes the page work without a network from now on. */

@@ -13,6 +13,7 @@ from transformers.models.clip.modeling_clip import eager_attention_forward
 from .class_chunks_catseg import ClassChunks, split_classes
 from .class_selection_catseg import ClassSelection
 from .configuration_catseg import CATSegConfig
+from .tracing_catseg import is_exporting
 
 
 # Far enough below 0 for a softmax of exactly 0: CPUs compute slowly with the denormal numbers that -100 leaves.
@@ -416,7 +417,9 @@ class CATSegAggregator(nn.Module):
 
     def embed_cost(self, cost: torch.Tensor) -> torch.Tensor:
         """Cost volume `(B, P, T, H, W)` to tokens `(B, T, H, W, C)`."""
-        maps = cost.transpose(1, 2).flatten(0, 1).contiguous(memory_format=torch.channels_last)
+        maps = cost.transpose(1, 2).flatten(0, 1)
+        if not is_exporting():  # ExecuTorch does not run such copies of a single channel, and no runtime needs them
+            maps = maps.contiguous(memory_format=torch.channels_last)
         return self.cost_embedding(maps).permute(0, 2, 3, 1).contiguous().unflatten(0, (cost.shape[0], -1))
 
     def project_appearance(self, image_embeds: torch.Tensor) -> torch.Tensor:

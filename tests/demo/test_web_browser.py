@@ -250,9 +250,12 @@ def test_without_a_network(visit, server, tmp_path):
     assert server.requests == 0 and page.alert.is_hidden()
 
 
-def test_what_is_downloaded_is_said(visit, server):
+def test_what_is_downloaded_is_said(visit, site):
     """And how much of it has come, while a file does not."""
     page = visit("?threads=1", script="crypto.subtle.digest = () => new Promise(() => {})")
+    manifest = json.loads((site / "manifest.json").read_text())
+    named = f"The model is {manifest['title']} (licence: {manifest['licence']})."
+    playwright.expect(page.page.locator("#model")).to_have_text(named)
     text = page.page.locator("#what")
     playwright.expect(text).to_contain_text("Downloads ONNX Runtime (")
     playwright.expect(text).to_contain_text("the text encoder (")

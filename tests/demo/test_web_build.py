@@ -57,8 +57,17 @@ def model(tmp_path) -> Path:
     return folder
 
 
-def run(model: Path, packages: Path, output: Path) -> int:
-    return build_web.main(["--model", str(model), "--packages", str(packages), "--output", str(output)])
+def run(model: Path, packages: Path, output: Path, *options: str) -> int:
+    return build_web.main(["--model", str(model), "--packages", str(packages), "--output", str(output), *options])
+
+
+def names_and_terms(page: Path) -> list[str | None]:
+    """The model's title and licence wherever the page has them."""
+    manifest, settings = (json.loads((page / f"{name}.json").read_text()) for name in ("manifest", "settings"))
+    front_matter, text = (page / "README.md").read_text().split("---")[1:]
+    assert f"The model is {manifest['title']}." in text and settings["model"] == manifest["title"]
+    assert yaml.safe_load(front_matter).get("license") == manifest["licence"]
+    return [manifest["title"], manifest["licence"]]
 
 
 def test_the_manifest_and_the_settings(model, packages, tmp_path):
@@ -75,6 +84,31 @@ def test_the_manifest_and_the_settings(model, packages, tmp_path):
     assert settings["view"]["size"] == 128 and settings["prompts"]["maxLength"] == 77
     assert settings["prompts"]["padding"] == 1009
     assert settings["colors"][5] == list(class_color(5))
+
+
+CARD = "---\nlicense: cc-by-4.0\n---\nSee below.\n\n# Streets  \n\n# Data\n"
+
+
+def test_title_and_licence_are_the_models(model, packages, tmp_path):
+    page, named, plain, broken = (tmp_path / name for name in ("page", "named", "plain", "broken"))
+    (model / "README.md").write_text(CARD)
+    for name in ("NOTICE", "LICENSE"):
+        (model / name).write_text(f"the model's {name}")
+    assert run(model, packages, page) == 0
+    assert names_and_terms(page) == ["Streets", "cc-by-4.0"]
+    for name in ("NOTICE", "LICENSE"):
+        assert (page / f"model.{name}").read_text() == f"the model's {name}"
+        (model / name).unlink()
+
+    assert run(model, packages, named, "--title=Roads: all") == 0
+    assert names_and_terms(named) == ["Roads: all", "cc-by-4.0"]
+    (model / "README.md").write_text("---\nlicense: [\n---\n# Streets\n")
+    assert run(model, packages, broken) == 0
+    assert names_and_terms(broken) == ["Streets", None]
+    (model / "README.md").unlink()
+    assert run(model, packages, plain) == 0
+    assert names_and_terms(plain) == ["model", None]
+    assert not list(plain.glob("model.*"))
 
 
 def test_all_small_files_are_kept_for_visits_without_a_network(model, packages, tmp_path):

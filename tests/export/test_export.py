@@ -1,6 +1,7 @@
 """The graphs that `convert/export_catseg.py` writes, and the example that runs them without torch."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,12 +16,14 @@ from transformers import AutoModelForSemanticSegmentation, AutoProcessor, pipeli
 import export_catseg
 from catseg_hf import CATSegImageProcessorPil, CATSegProcessor
 from catseg_hf.errors import UserError
+from catseg_hf.export import formats
 from catseg_testing.full_size import full_size_state_dict
 from conftest import FIXTURES, ROOT, converted_model
 
 
 exporters = pytest.importorskip("transformers.exporters", reason="transformers has no exporters before 5.24")
 graphs = pytest.importorskip("catseg_hf.export.graphs")
+fixed = pytest.importorskip("catseg_hf.export.fixed")
 
 IMAGE = FIXTURES / "picture.png"
 # Runs a script as a machine without torch would.
@@ -118,7 +121,7 @@ def test_nodes_that_runtimes_compute_wrongly(onnx_folder):
 def test_onnx_of_the_base_model():
     require_onnx()
     model = converted_model(full_size_state_dict("vit_b_16_384")).eval().requires_grad_(False)
-    exported = graphs.export_graphs(model, "onnx")
+    exported = graphs.export_graphs(model, graphs.GraphExporter("onnx"))
     assert graphs.largest_difference(exported, model, [(1, 20), (1, 171)]) <= 1e-4
 
 
@@ -215,6 +218,19 @@ def test_int8(checkpoint, onnx_folder, tmp_path):
     assert (found - expected).abs().mean() < 0.02
 
 
+@pytest.mark.parametrize("kept", [("README.md", "NOTICE"), ("LICENSE",), ()])
+def test_what_a_model_says_of_its_terms_lies_beside_its_graphs(kept, checkpoint, tmp_path, monkeypatch):
+    source = tmp_path / "model"
+    shutil.copytree(checkpoint, source)
+    for name in kept:
+        (source / name).write_text(f"the {name}")
+    monkeypatch.setattr(graphs, "export_graphs", lambda *arguments: exporters.ExportedModel({}, "dynamo"))
+    monkeypatch.setattr(graphs, "largest_difference", lambda *arguments: 0.0)
+    folder = graphs.export(source, tmp_path / "exported", "torch_export")
+    found = {name for name in ("README.md", "NOTICE", "LICENSE") if (folder / name).exists()}
+    assert found == set(kept) and all((folder / name).read_text() == f"the {name}" for name in kept)
+
+
 def test_a_difference_leaves_nothing(checkpoint, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(graphs, "export_graphs", lambda *arguments: None)
     monkeypatch.setattr(graphs, "largest_difference", lambda *arguments: float("nan"))
@@ -230,7 +246,7 @@ def test_a_failure_leaves_nothing(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(graphs, "largest_difference", lambda *arguments: 0.0)
     monkeypatch.setattr(np, "save", lambda *arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        graphs.export(checkpoint, tmp_path / "exported", "onnx")
+        graphs.export(checkpoint, tmp_path / "exported", "torch_export")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -239,8 +255,27 @@ def test_missing_package(checkpoint, tmp_path, monkeypatch):
         raise ImportError("OnnxExporter requires you to install onnxscript.")
 
     monkeypatch.setattr(graphs.AutoHfExporter, "from_config", needs)
-    with pytest.raises(UserError, match="--format onnx needs other packages: .*onnxscript"):
-        graphs.export(checkpoint, tmp_path / "exported", "onnx")
+    with pytest.raises(UserError, match="--format torch_export needs other packages: .*onnxscript"):
+        graphs.export(checkpoint, tmp_path / "exported", "torch_export")
+
+
+@pytest.mark.parametrize("name", [name for name, known in formats.FORMATS.items() if known.packages])
+def test_packages_are_there_before_a_model_is_loaded(name, tmp_path, monkeypatch):
+    missing = formats.FORMATS[name].packages[0]
+    find_spec = formats.find_spec
+    monkeypatch.setattr(formats, "find_spec", lambda package: None if package == missing else find_spec(package))
+    for module in (graphs, fixed):
+        monkeypatch.setattr(module, "load", lambda path: 1 / 0)
+    with pytest.raises(UserError, match=f"--format {name} needs .*{missing}.*: `pip install"):
+        graphs.export("a-model", tmp_path / "exported", name)
+    with pytest.raises(UserError, match=f"--format {name} needs .*{missing}.*: `pip install"):
+        fixed.export_fixed("a-model", tmp_path / "exported", name, "cat")
+
+
+def test_integers_that_a_format_has_not_are_refused_before_a_model_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(graphs, "load", lambda path: 1 / 0)
+    with pytest.raises(UserError, match="--quantize goes with --format onnx, not with torch_export"):
+        graphs.export("a-model", tmp_path / "exported", "torch_export", quantize="int8")
 
 
 def test_not_a_model(tmp_path, capsys):

@@ -31,7 +31,7 @@ def test_every_format_has_a_module_of_its_own():
         tree = ast.parse((PACKAGE / "export" / f"{known.module}.py").read_text(encoding="utf-8"))
         defined = {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
         defined |= {node.targets[0].id for node in tree.body if isinstance(node, ast.Assign)}
-        assert defined >= {"FILE", "OPTIONS", "finish", "save"}
+        assert defined >= {"FILE", "OPTIONS", "prepare", "finish", "save"}
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from transformers import AutoModelForSemanticSegmentation, AutoProcessor, pipeline
+from transformers import AutoModelForSemanticSegmentation, AutoProcessor, PreTrainedModel, pipeline
 
 import export_catseg
 from catseg_hf import CATSegImageProcessorPil, CATSegProcessor
@@ -23,6 +23,7 @@ from conftest import FIXTURES, converted_model
 
 pytest.importorskip("transformers.exporters", reason="transformers has no exporters before 5.24")
 fixed = pytest.importorskip("catseg_hf.export.fixed")
+executorch_format = pytest.importorskip("catseg_hf.export.executorch_format")
 graphs = pytest.importorskip("catseg_hf.export.graphs")
 artefact_metadata = pytest.importorskip("catseg_hf.export.metadata").artefact_metadata
 
@@ -292,6 +293,28 @@ def test_other_formats(export_format, checkpoint, model, text_embeds, tmp_path):
     side = model.config.image_size
     with pytest.raises((AssertionError, RuntimeError, ValueError)):
         run(torch.zeros(1, 3, side // 2, 2 * side))
+
+
+def test_executorch_gets_attention_written_out(model, text_embeds):
+    module = fixed.FixedSegmenter(model, text_embeds, read_classes(LABELS))
+    executorch_format.prepare(module)
+    parts = [part for part in module.modules() if isinstance(part, PreTrainedModel)]
+    assert len(parts) > 1 and {part.config._attn_implementation for part in parts} == {"eager"}
+    assert model.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.slow
+def test_what_executorch_runs_slowly_or_not_at_all(model, text_embeds):
+    """torch's own attention, and copies whose channels come last."""
+    module = fixed.FixedSegmenter(model, text_embeds, read_classes(LABELS)).eval().requires_grad_(False)
+    executorch_format.prepare(module)
+    (pixel_values,) = random_images(model, 1)
+    program = torch.export.export(module, (pixel_values,))
+    nodes = [node for node in program.graph.nodes if node.op == "call_function"]
+    assert len(nodes) > 100 and not [node for node in nodes if "scaled_dot_product" in str(node.target)]
+    assert not [node for node in nodes if node.kwargs.get("memory_format") == torch.channels_last]
+    found = program.module()(pixel_values)["probabilities"]
+    torch.testing.assert_close(found, expected(model, text_embeds, pixel_values), rtol=0, atol=1e-5)
 
 
 def read_torch_export(folder: Path):

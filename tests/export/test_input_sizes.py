@@ -55,7 +55,7 @@ def exported(request, model, tmp_path_factory):
         pytest.importorskip(package, reason=f"{package} is not installed")
     folder = tmp_path_factory.mktemp("exported")
     sizes = (BATCH_SIZE, NUM_CLASSES) if request.param == "executorch" else None
-    graphs.export_graphs(model, request.param, sizes=sizes).save_pretrained(folder)
+    graphs.export_graphs(model, graphs.GraphExporter(request.param), sizes).save_pretrained(folder)
     return exporters.ExportedModel.from_pretrained(folder, trust_remote_code=True)
 
 

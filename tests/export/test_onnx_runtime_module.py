@@ -1,15 +1,20 @@
 """What `catseg_hf.export.runtime` makes of images and words, with a hand-made graph in place of a model."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
+import warnings
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from catseg_hf import EMBEDDED_MODEL, CATSegProcessor
 from catseg_hf.errors import UserError
 from catseg_hf.export import runtime
 from conftest import ROOT
@@ -41,7 +46,8 @@ def write_graph(path: Path, metadata: dict[str, object]) -> Path:
     node = helper.make_node("Sigmoid", ["pixel_values"], ["probabilities"])
     graph = helper.make_graph([node], "colours", [pixel_values], [probabilities])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    helper.set_model_props(model, {name: json.dumps(value) for name, value in metadata.items()})
+    props = {name: value if isinstance(value, str) else json.dumps(value) for name, value in metadata.items()}
+    helper.set_model_props(model, props)
     onnx.save(model, path)
     return path
 
@@ -49,6 +55,21 @@ def write_graph(path: Path, metadata: dict[str, object]) -> Path:
 @pytest.fixture
 def fixed(tmp_path) -> Path:
     return write_graph(tmp_path / "model.onnx", {"class_names": NAMES, "preprocessor_config": SETTINGS})
+
+
+@pytest.fixture
+def open_folder(fixed, tmp_path) -> Path:
+    """An open artefact with the tokenizer of the model in the package and graphs that load but are none of its."""
+    folder = tmp_path / "open"
+    folder.mkdir()
+    for name in ("processor_config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(Path(EMBEDDED_MODEL) / name, folder)
+    for name in ("text_encoder.onnx", "segmenter.onnx"):
+        shutil.copy(fixed, folder / name)
+    (folder / "preprocessor_config.json").write_text(json.dumps(SETTINGS))
+    (folder / "vocabulary.json").write_text(json.dumps(NAMES))
+    np.save(folder / "text_embeds.npy", np.zeros((len(NAMES), 1, 4), np.float32))
+    return folder
 
 
 @pytest.fixture
@@ -101,6 +122,105 @@ def test_other_words_than_the_graphs(words, message, fixed, image):
     assert segmenter(image, labels=NAMES).names == NAMES
 
 
+@pytest.mark.parametrize(
+    "labels", [["red|crimson", "green", "blue| navy"], ["red", "green", "blue|navy"], ["red", "green", "blue"], None]
+)
+def test_a_graphs_own_words(labels, tmp_path, image):
+    metadata = {"class_names": NAMES, "words": [["red", "crimson"], ["green"], ["blue", "navy"]]}
+    path = write_graph(tmp_path / "model.onnx", {**metadata, "preprocessor_config": SETTINGS})
+    segmenter = runtime.load_segmenter(path)
+    assert segmenter(image, labels=labels).names == NAMES
+    for others in (["red|navy", "green", "blue"], ["crimson", "green", "blue"], ["red|crimson|rose", "green", "blue"]):
+        with pytest.raises(UserError, match=re.escape("(red|crimson, green, blue|navy) and takes no others")):
+            segmenter(image, labels=others)
+
+
+def test_both_kinds_are_called_alike():
+    kinds = (runtime.FixedSegmenter, runtime.OpenSegmenter)
+    assert all(kind.__call__ is runtime.ExportedSegmenter.__call__ for kind in kinds)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "reason"),
+    [
+        ({"preprocessor_config": '{"image_size": 8'}, "its metadata are no JSON"),
+        ({"preprocessor_config": {**SETTINGS, "size": {"shortest_edge": 8}}}, "it has no longest_edge"),
+        ({"preprocessor_config": {"image_size": 8}}, "it has no sliding_window"),
+        ({"class_names": 3}, "its class_names are no list of strings"),
+        ({"words": [["red"]]}, "its words are not those of its classes"),
+    ],
+)
+def test_metadata_that_are_not_whole(metadata, reason, tmp_path):
+    whole = {"class_names": NAMES, "preprocessor_config": SETTINGS}
+    path = write_graph(tmp_path / "model.onnx", {**whole, **metadata})
+    with pytest.raises(UserError, match=f"model.onnx is damaged or incomplete .{reason}.*: copy or export it again"):
+        runtime.load_segmenter(path)
+
+
+def cut(path: Path):
+    path.write_bytes(path.read_bytes()[:100])
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, cut])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "preprocessor_config.json",
+        "processor_config.json",
+        "vocabulary.json",
+        "text_embeds.npy",
+        "text_encoder.onnx",
+        "tokenizer_config.json",
+        "tokenizer.json",
+    ],
+)
+def test_folders_that_are_not_whole(name, harm: Callable[[Path], None], open_folder, image):
+    (open_folder / "vocabulary.json").write_text(json.dumps(NAMES, indent=50))
+    runtime.load_segmenter(open_folder)
+    harm(open_folder / name)
+    with pytest.raises(UserError, match=f"{name} is damaged or incomplete .+: copy or export it again"):
+        runtime.load_segmenter(open_folder)(image, labels=["cat"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("processor_config.json", {"prompt_templates": None}, "its prompt_templates are no list of strings"),
+        ("vocabulary.json", [], "its labels are no list of strings"),
+        ("vocabulary.json", ["red"], "it has features of shape .3, 1, 4. for 1 labels"),
+        ("tokenizer_config.json", {"pad_token": "<|endoftext|>"}, "it has no model_max_length"),
+    ],
+)
+def test_files_of_other_content(name, content, reason, open_folder, image):
+    (open_folder / name).write_text(json.dumps(content))
+    with pytest.raises(UserError, match=f"is damaged or incomplete .{reason}"):
+        runtime.load_segmenter(open_folder)(image, labels=["cat"])
+
+
+@pytest.mark.parametrize("model_max_length", [77, int(1e30)])
+def test_labels_of_more_tokens_than_the_text_encoder_takes(model_max_length, open_folder, image):
+    path = open_folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_max_length": model_max_length}))
+    segmenter = runtime.load_segmenter(open_folder)
+    lengths = []
+    segmenter.text_encoder = SimpleNamespace(run=lambda _, inputs: [lengths.append(inputs["input_ids"].shape[-1])])
+    spare = 77 - CATSegProcessor.from_pretrained(EMBEDDED_MODEL)(text=["1"]).input_ids.shape[-1]
+    segmenter.encode(["cat", "1 " * (spare + 1)])
+    assert lengths == [77]
+    label = "1 " * (spare + 2)
+    sentence = f"The prompt for label '{label}' has 78 tokens, but at most 77 are accepted: shorten the label"
+    for words in ({"labels": ["cat", label]}, {"background": [label]}):
+        with pytest.raises(UserError, match=sentence):
+            segmenter(image, **words)
+
+
+def test_without_tokenizers(open_folder, image, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    segmenter = runtime.load_segmenter(open_folder)
+    with pytest.raises(UserError, match="tokenizers, .* is not installed here: `pip install tokenizers`"):
+        segmenter(image, labels=["cat"])
+
+
 def test_files_that_are_no_model(fixed, tmp_path):
     with pytest.raises(UserError, match="is no exported model: name the folder"):
         runtime.load_segmenter(tmp_path / "nothing.onnx")
@@ -130,6 +250,18 @@ def test_files_that_are_no_image(fixed, image, tmp_path):
     for name in ("note.png", "cut.png", "missing.png"):
         with pytest.raises(UserError, match=f"The image .*{name} could not be read"):
             runtime.read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("is_warning", [True, False])
+def test_images_beyond_pillows_limit(is_warning, image, tmp_path, monkeypatch):
+    image.save(tmp_path / "image.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000 if is_warning else 100)
+    with (
+        warnings.catch_warnings(),
+        pytest.raises(UserError, match="image.png is very large .*1800 pixels.*MAX_"),
+    ):
+        warnings.simplefilter("error")
+        runtime.read_image(tmp_path / "image.png")
 
 
 WITHOUT = """

@@ -24,7 +24,8 @@ class Format:
     """
     A format that models are exported to.
 
-    Its module has `OPTIONS`, what transformers' exporter is told; `finish(program, example, dynamic_shapes)`, which
+    Its module has `OPTIONS`, what transformers' exporter is told; `prepare(module)`, which changes a module for the
+    format before it is exported; `finish(program, example, dynamic_shapes)`, which
     completes what the exporter made; `FILE`, the name of a fixed artefact; and `save(component, path, metadata)`,
     which writes one.
 

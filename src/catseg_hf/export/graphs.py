@@ -8,6 +8,7 @@ are the settings of the image processor, the tokenizer, and the model's own voca
 import copy
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from ..modeling_catseg_decoder import CATSegDecoderStage
 from ..processing_catseg import CATSegProcessor
 from ..utils.files import built_aside, check_output_folder
 from .formats import FORMATS, FREE_SIZES, INT8
+from .metadata import CARD, LICENCE, NOTICE, model_file
 
 
 # Batch sizes and numbers of classes that the graphs are compared with the model at, one after the other: runtimes were
@@ -147,16 +149,18 @@ def export(
         UserError: If anything does not fit, in words for the user. Nothing is written then.
     """
     folder = check_output_folder(output_dir)
-    model, processor = load(model_name_or_path)
+    exporter = GraphExporter(export_format, quantize)
+    source = resolve_model(model_name_or_path)
+    model, processor = load(source)
     sizes = None
     if FREE_SIZES in FORMATS[export_format].cannot:
         sizes = batch_size, num_classes or model.config.num_labels
-    exported = export_graphs(model, export_format, quantize, sizes)
+    exported = export_graphs(model, exporter, sizes)
     difference = largest_difference(exported, model, COMPARED_SIZES if sizes is None else (sizes,))
     check_difference(difference, export_format, quantize)
     with built_aside(folder) as aside:
         exported.save_pretrained(aside)
-        save_surroundings(model, processor, aside)
+        save_surroundings(model, processor, source, aside)
     print(f"Wrote {folder}")
     return folder
 
@@ -193,23 +197,16 @@ def load(model_name_or_path: str | os.PathLike) -> tuple[CATSegForSemanticSegmen
 
 
 def export_graphs(
-    model: CATSegForSemanticSegmentation,
-    export_format: str,
-    quantize: str | None = None,
-    sizes: tuple[int, int] | None = None,
+    model: CATSegForSemanticSegmentation, exporter: "GraphExporter", sizes: tuple[int, int] | None = None
 ) -> ExportedModel:
     """
     The graphs `text_encoder` and `segmenter` of a model.
 
     Args:
         model (`CATSegForSemanticSegmentation`): The model, at evaluation and in float32.
-        export_format (`str`): One of `FORMATS`.
-        quantize (`"int8"`, *optional*): See [`export`].
+        exporter ([`GraphExporter`]): For the format.
         sizes (`tuple[int, int]`, *optional*): The only batch size and number of classes that the graphs take, and
             all of the text model's tokens; any by default.
-
-    Raises:
-        UserError: If a package is missing.
     """
     dynamic_shapes = {"input_ids": {}, "pixel_values": {}, "text_embeds": {}}
     if sizes is None:
@@ -221,7 +218,6 @@ def export_graphs(
             "text_embeds": {0: classes},
         }
     inputs = random_inputs(model, *(sizes or (2, 5)))
-    exporter = GraphExporter(export_format, quantize)
     components = {}
     for name, (module, names) in graph_modules(model).items():
         shapes = {input_name: dynamic_shapes[input_name] for input_name in names}
@@ -244,6 +240,7 @@ class GraphExporter:
 
     def __init__(self, export_format: str, quantize: str | None = None):
         self.format = FORMATS[export_format]
+        self.format.check_installed()
         # What cannot be proven of shapes is left to checks in the graph, of which one refuses a single class.
         self.options = {"export_format": self.format.exporter, "prefer_deferred_runtime_asserts_over_guards": True}
         if quantize is not None:
@@ -261,6 +258,7 @@ class GraphExporter:
     ) -> ExportedComponent:
         """The graph of a module, from inputs as an example and, of each, the axes of which any size is taken."""
         config = AutoExportConfig.from_dict({**self.options, **self.module.OPTIONS, "dynamic_shapes": dynamic_shapes})
+        self.module.prepare(module)
         component = self.exporter.export(module, dict(example), config).components["model"]
         self.module.finish(component.program, example, dynamic_shapes)
         return component
@@ -320,9 +318,10 @@ def run_in_float32(exported: ExportedModel):
         exported.to(config={"INFERENCE_PRECISION_HINT": "f32"})
 
 
-def save_surroundings(model: CATSegForSemanticSegmentation, processor: CATSegProcessor, folder: Path):
+def save_surroundings(model: CATSegForSemanticSegmentation, processor: CATSegProcessor, source: str, folder: Path):
     """What the graphs need beside them: the settings of the processor, its tokenizer, and the model's own vocabulary
-    with its text features."""
+    with its text features; and the card, the notice and the licence of the model, those that it has at its `source`, a
+    folder or Hub id."""
     processor.save_pretrained(folder)
     processor.image_processor.save_pretrained(folder)
     labels = model.config.label_names
@@ -330,3 +329,6 @@ def save_surroundings(model: CATSegForSemanticSegmentation, processor: CATSegPro
     with torch.no_grad():
         text_embeds = model.get_text_embeds(processor(text=labels).input_ids)
     np.save(folder / "text_embeds.npy", text_embeds.numpy())
+    for name in (CARD, NOTICE, LICENCE):
+        if path := model_file(source, name):
+            shutil.copyfile(path, folder / name)

@@ -1,4 +1,4 @@
-"""What a fixed artefact says of itself."""
+"""What artefacts say of themselves, and of the model that they are made of."""
 
 import os
 from pathlib import Path
@@ -15,6 +15,8 @@ from ..version import __version__
 from ..visualization.colors import class_color
 
 
+CARD, NOTICE, LICENCE = "README.md", "NOTICE", "LICENSE"
+"""The files of a model that say whose it is and on what terms."""
 # By how many per cent GIS plugins let tiles overlap, unless they are told otherwise.
 _GIS_TILES_OVERLAP = 15
 
@@ -46,7 +48,7 @@ def artefact_metadata(
         "mean": list(settings["image_mean"]),
         "std": list(settings["image_std"]),
         "preprocessor_config": settings,
-        "licence": _licence(source),
+        "licence": card_licence(model_file(source, CARD)),
         "model": Path(name).resolve().name if os.path.isdir(name) else name,
         "commit": getattr(model.config, "_commit_hash", None),
         "catseg_hf": __version__,
@@ -70,12 +72,17 @@ def gis_metadata(metadata: dict[str, Any], resolution: float) -> dict[str, Any]:
     }
 
 
-def _licence(source: str) -> str | None:
-    """The licence that a model's card names."""
+def model_file(source: str, name: str) -> Path | None:
+    """One of the files of a model, a folder or a Hub id, if it has it and the Hub can be reached."""
     try:
-        card = cached_file(source, "README.md", _raise_exceptions_for_missing_entries=False)
-    except OSError:  # the Hub cannot be reached
+        path = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+    except OSError:
         return None
+    return None if path is None else Path(path)
+
+
+def card_licence(card: Path | None) -> str | None:
+    """The licence that a model's card names, as the Hub abbreviates it; None if there is none, or no card."""
     try:
         metadata = metadata_load(card) if card else None
     except (ValueError, YAMLError):  # a card that is not well-formed names none

@@ -6,12 +6,17 @@ from typing import Any
 
 import onnx_ir
 import torch
+from torch import nn
 
 
 FILE = "model.onnx"
 OPTIONS = {}
 # Protocol buffers end at 2 GiB: larger weights lie in a second file.
 _MAX_BYTES = 2**31 - 2**24
+
+
+def prepare(module: nn.Module):
+    """Nothing is to be changed."""
 
 
 def finish(program: onnx_ir.Model, example: Mapping[str, torch.Tensor], dynamic_shapes: Mapping[str, Any]):

@@ -6,12 +6,17 @@ from typing import Any
 
 import openvino
 import torch
+from torch import nn
 
 
 FILE = "model.xml"
 OPTIONS = {}
 METADATA = "catseg"
-"""Where the metadata are: `openvino.Core().read_model(path).get_rt_info([METADATA, name])`."""
+"""Where the metadata are: `openvino.Core().read_model(path).get_rt_info([METADATA, name]).value`."""
+
+
+def prepare(module: nn.Module):
+    """Nothing is to be changed."""
 
 
 def finish(program: openvino.Model, example: Mapping[str, torch.Tensor], dynamic_shapes: Mapping[str, Any]):

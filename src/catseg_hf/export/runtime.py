@@ -8,6 +8,7 @@ The package around it need not be installed: an application can take this file o
 """
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 
 try:
@@ -27,7 +28,20 @@ except ImportError:  # taken over by an application
 NO_CLASS = 65535
 """What a class map has where a word of the background is the most probable one."""
 FIXED_FILE = "model.onnx"
+# Of the image processor's settings, what `segment_views` takes.
+_SETTINGS = (
+    "image_size",
+    "sliding_window",
+    "window_image_size",
+    "sliding_window_size",
+    "size",
+    "image_mean",
+    "image_std",
+    "rescale_factor",
+)
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _PLANAR_CONFIGURATION = 258, 262, 284
+# CLIP's tokens, where a tokenizer names no limit but a number that no prompt reaches.
+_CLIP_LENGTH, _NO_LENGTH = 77, 10**30
 
 
 @dataclass(frozen=True)
@@ -56,7 +70,7 @@ class Segmentation:
         ]
 
 
-def load_segmenter(model: str | Path) -> "FixedSegmenter | OpenSegmenter":
+def load_segmenter(model: str | Path) -> "ExportedSegmenter":
     """
     Loads what `catseg-hf export --format onnx` wrote.
 
@@ -64,7 +78,7 @@ def load_segmenter(model: str | Path) -> "FixedSegmenter | OpenSegmenter":
         model (`str`): Its folder, or the file of a fixed artefact.
 
     Raises:
-        UserError: If it is neither, or the file is damaged.
+        UserError: If it is neither, or a file is missing or damaged.
     """
     model = Path(model)
     path = model / FIXED_FILE if model.is_dir() else model
@@ -78,7 +92,48 @@ def load_segmenter(model: str | Path) -> "FixedSegmenter | OpenSegmenter":
     )
 
 
-class FixedSegmenter:
+class ExportedSegmenter(ABC):
+    """
+    What segments images with an artefact of either kind.
+
+    Attributes:
+        names (`list[str]`): The classes that the artefact has by itself.
+        settings (`dict[str, Any]`): Of the image processor.
+    """
+
+    names: list[str]
+    settings: dict[str, Any]
+
+    def __call__(
+        self, image: Image.Image, labels: Sequence[str] | None = None, background: Sequence[str] = ()
+    ) -> Segmentation:
+        """
+        Segments an image.
+
+        Args:
+            image (`Image.Image`): In RGB, see [`read_image`].
+            labels (`Sequence[str]`, *optional*): The classes, by default the artefact's own, which are all that a
+                fixed one takes; bars separate several words for one: "sofa|couch".
+            background (`Sequence[str]`, *optional*): What else there is: its pixels get [`NO_CLASS`]. A fixed artefact
+                takes none.
+
+        Raises:
+            UserError: If the artefact is fixed and the words are others than its own; if it is open and a word has
+                more tokens than the text encoder takes, or the tokenizer is missing, in the folder or as a package.
+        """
+        names, classes, logits = self._prepare(labels, background)
+        probabilities = segment_views(image, self.settings, logits)
+        class_map = classes[most_probable_class(probabilities, image.size[::-1])]
+        return Segmentation(names, class_map, probabilities)
+
+    @abstractmethod
+    def _prepare(
+        self, labels: Sequence[str] | None, background: Sequence[str]
+    ) -> tuple[list[str], np.ndarray, Callable[[Sequence[np.ndarray]], Sequence[np.ndarray]]]:
+        """The classes; of each probability that the graph gives its class, uint16; and views to logits."""
+
+
+class FixedSegmenter(ExportedSegmenter):
     """
     A graph with the words in it.
 
@@ -98,33 +153,31 @@ class FixedSegmenter:
                 f"{path} says nothing of its classes, or was made for a GIS: export one with "
                 "`catseg-hf export --format onnx --labels ...` and without --target."
             )
-        self.metadata: dict[str, Any] = {name: json.loads(value) for name, value in stored.items()}
-        self.names: list[str] = self.metadata["class_names"]
-        self.settings: dict[str, Any] = self.metadata["preprocessor_config"]
+        try:
+            self.metadata: dict[str, Any] = {name: json.loads(value) for name, value in stored.items()}
+        except ValueError as error:
+            raise _incomplete(path, f"its metadata are no JSON: {error}") from error
+        self.names = _strings(self.metadata["class_names"], "class_names", path)
+        self.settings = _settings(self.metadata["preprocessor_config"], path)
+        self.words: list[list[str]] = self.metadata.get("words", [[name] for name in self.names])
+        if not isinstance(self.words, list) or len(self.words) != len(self.names):
+            raise _incomplete(path, "its words are not those of its classes")
 
-    def __call__(
-        self, image: Image.Image, labels: Sequence[str] | None = None, background: Sequence[str] = ()
-    ) -> Segmentation:
-        """
-        Segments an image.
-
-        Args:
-            image (`Image.Image`): In RGB, see [`read_image`].
-            labels, background (`Sequence[str]`, *optional*): Only to be refused, since the words are in the graph:
-                other labels than its own, and any background.
-
-        Raises:
-            UserError: If there are other words than the graph's.
-        """
-        asked = [*(labels or self.names), *background]
-        if asked != self.names:
+    def _prepare(self, labels, background):
+        # The first of a class's words may stand for all of them.
+        asked = [_split_words(label) for label in labels or self.names]
+        is_own = len(asked) == len(self.words) and all(
+            words in (own, own[:1]) for words, own in zip(asked, self.words, strict=True)
+        )
+        if background or not is_own:
+            own = ["|".join(words) for words in self.words]
+            others = [*(labels or self.names), *background]
             raise UserError(
-                f"{self.path} has {len(self.names)} classes in it ({_shortened(self.names)}) and takes no others, but "
-                f"{len(asked)} were asked for ({_shortened(asked)}): export one with these --labels, or without any, "
-                "to choose words later."
+                f"{self.path} has {len(own)} classes in it ({_shortened(own)}) and takes no others, but "
+                f"{len(others)} were asked for ({_shortened(others)}): export one with these --labels, or without "
+                "any, to choose words later."
             )
-        probabilities = segment_views(image, self.settings, self.logits)
-        return Segmentation(self.names, most_probable_class(probabilities, image.size[::-1]), probabilities)
+        return self.names, np.arange(len(self.names), dtype=np.uint16), self.logits
 
     def logits(self, views: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Logits `(num_classes, h, w)` of each of some views, normalised pixels `(3, image_size, image_size)`."""
@@ -134,7 +187,7 @@ class FixedSegmenter:
         return [np.log(one) - np.log1p(-one) for one in clipped]
 
 
-class OpenSegmenter:
+class OpenSegmenter(ExportedSegmenter):
     """
     Two graphs, for words that are chosen when they run.
 
@@ -142,48 +195,60 @@ class OpenSegmenter:
         folder (`Path`): What `catseg-hf export` wrote.
 
     Raises:
-        UserError: If a graph is damaged.
+        UserError: If a file is missing or damaged.
     """
 
     def __init__(self, folder: Path):
-        self.settings: dict[str, Any] = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
-        processor = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
-        self.templates: list[str] = processor["prompt_templates"]
         self.folder = folder
+        path = folder / "preprocessor_config.json"
+        self.settings = _settings(_read_json(path), path)
+        path = folder / "processor_config.json"
+        self.templates = _strings(_member(_read_json(path), "prompt_templates", path), "prompt_templates", path)
+        path = folder / "vocabulary.json"
+        self.names = _strings(_read_json(path), "labels", path)
+        path = folder / "text_embeds.npy"
+        try:
+            self.own_text_embeds = np.load(path)
+        except (OSError, ValueError, EOFError) as error:
+            raise _incomplete(path, error) from error
+        if self.own_text_embeds.shape[:2] != (len(self.names), len(self.templates)):
+            raise _incomplete(
+                path,
+                f"it has features of shape {self.own_text_embeds.shape} for {len(self.names)} labels and "
+                f"{len(self.templates)} prompt templates",
+            )
         self.text_encoder, self.segmenter = (
             _session(folder / f"{name}.onnx") for name in ("text_encoder", "segmenter")
         )
-        self.names: list[str] = json.loads((folder / "vocabulary.json").read_text(encoding="utf-8"))
-        self.own_text_embeds = np.load(folder / "text_embeds.npy")
 
-    def __call__(
-        self, image: Image.Image, labels: Sequence[str] | None = None, background: Sequence[str] = ()
-    ) -> Segmentation:
-        """
-        Segments an image.
-
-        Args:
-            image (`Image.Image`): In RGB, see [`read_image`].
-            labels (`Sequence[str]`, *optional*): The classes, by default the model's own; bars separate several words
-                for one: "sofa|couch".
-            background (`Sequence[str]`, *optional*): What else there is: its pixels get no class.
-        """
+    def _prepare(self, labels, background):
         names, text_embeds, classes = self.names, self.own_text_embeds, np.arange(len(self.names))
         if labels or background:
-            groups = [[word.strip() for word in label.split("|")] for label in labels or self.names]
+            groups = [_split_words(label) for label in labels or self.names]
             names = [words[0] for words in groups]
-            others = [word.strip() for label in background for word in label.split("|")]
+            others = [word for label in background for word in _split_words(label)]
             text_embeds = self.encode([word for words in groups for word in words] + others)
             classes = np.repeat(np.arange(len(groups) + 1), [*map(len, groups), len(others)])
         classes = np.where(classes < len(names), classes, NO_CLASS).astype(np.uint16)
-        probabilities = segment_views(image, self.settings, lambda views: self.logits(views, text_embeds))
-        class_map = classes[most_probable_class(probabilities, image.size[::-1])]
-        return Segmentation(names, class_map, probabilities)
+        return names, classes, lambda views: self.logits(views, text_embeds)
 
     def encode(self, words: Sequence[str]) -> np.ndarray:
-        """Text features `(num_words, num_prompts, projection_dim)` of words, of each its first synonym."""
+        """
+        Text features `(num_words, num_prompts, projection_dim)` of words, of each its first synonym.
+
+        Raises:
+            UserError: If a word has more tokens than the text encoder takes, or the tokenizer is missing.
+        """
         prompts = [template.replace("{}", word.split(",")[0].strip()) for word in words for template in self.templates]
-        input_ids = np.array([encoding.ids for encoding in self._tokenizer.encode_batch(prompts)])
+        tokenizer, length = self._tokenizer
+        encodings = tokenizer.encode_batch(prompts)
+        for index, encoding in enumerate(encodings):
+            if sum(encoding.attention_mask) > length:
+                raise UserError(
+                    f"The prompt for label {words[index // len(self.templates)]!r} has "
+                    f"{sum(encoding.attention_mask)} tokens, but at most {length} are accepted: shorten the label."
+                )
+        input_ids = np.array([encoding.ids for encoding in encodings])
         input_ids = input_ids.reshape(len(words), len(self.templates), -1)
         return self.text_encoder.run(None, {"input_ids": input_ids})[0]
 
@@ -192,14 +257,26 @@ class OpenSegmenter:
         return self.segmenter.run(None, {"pixel_values": np.stack(views), "text_embeds": text_embeds})[0]
 
     @cached_property
-    def _tokenizer(self) -> Any:
-        from tokenizers import Tokenizer
-
-        tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
-        pad_token = json.loads((self.folder / "tokenizer_config.json").read_text(encoding="utf-8"))["pad_token"]
-        tokenizer.enable_padding(pad_id=tokenizer.token_to_id(pad_token), pad_token=pad_token)
+    def _tokenizer(self) -> tuple[Any, int]:
+        """The tokenizer, and how many tokens the text encoder takes."""
+        try:
+            from tokenizers import Tokenizer
+        except ImportError as error:
+            raise UserError(
+                "The package tokenizers, which words are encoded with, is not installed here: "
+                "`pip install tokenizers`. Without labels and background it is not needed."
+            ) from error
+        path = self.folder / "tokenizer_config.json"
+        config = _read_json(path)
+        pad_token, length = (_member(config, name, path) for name in ("pad_token", "model_max_length"))
+        path = self.folder / "tokenizer.json"
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+            tokenizer.enable_padding(pad_id=tokenizer.token_to_id(pad_token), pad_token=pad_token)
+        except Exception as error:  # of all kinds, by what is wrong
+            raise _incomplete(path, error) from error
         tokenizer.encode_special_tokens = True  # what a label spells out is text
-        return tokenizer
+        return tokenizer, int(length) if length < _NO_LENGTH else _CLIP_LENGTH
 
 
 def read_image(path: str | Path, value_range: Sequence[float] | None = None) -> Image.Image:
@@ -212,17 +289,23 @@ def read_image(path: str | Path, value_range: Sequence[float] | None = None) -> 
         value_range (`Sequence[float]`, *optional*): Two stored values that become 0 and 255.
 
     Raises:
-        UserError: If Pillow does not read the file, or is known to read it wrongly.
+        UserError: If Pillow does not read the file, is known to read it wrongly, or takes its size for an attack.
     """
     try:
-        image = Image.open(path)
-        tags = getattr(image, "tag_v2", {})
+        stored = Image.open(path)
+        tags = getattr(stored, "tag_v2", {})
         is_deep = max(tags.get(_BITS_PER_SAMPLE, (8,))) > 8
-        if is_deep and (tags.get(_PHOTOMETRIC) == 0 or tags.get(_PLANAR_CONFIGURATION) == 2):
-            raise UserError(f"{path} is a TIFF that Pillow alone reads wrongly: save it as PNG.")
-        image = ImageOps.exif_transpose(image)
-    except (OSError, UnidentifiedImageError) as error:
+        is_misread = is_deep and (tags.get(_PHOTOMETRIC) == 0 or tags.get(_PLANAR_CONFIGURATION) == 2)
+        image = stored if is_misread else ImageOps.exif_transpose(stored)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UserError(
+            f"The image {path} is very large ({error}): if you trust it, raise the limit, "
+            "`PIL.Image.MAX_IMAGE_PIXELS`, or give a smaller copy."
+        ) from error
+    except Exception as error:  # of all kinds, by what is wrong
         raise UserError(f"The image {path} could not be read ({error}): name a file that Pillow opens.") from error
+    if is_misread:
+        raise UserError(f"{path} is a TIFF that Pillow alone reads wrongly: save it as PNG.")
     if image.mode == "P":
         image = image.convert("RGBA")
     if image.mode[0] not in "IF":
@@ -326,8 +409,44 @@ def _session(path: Path) -> Any:
     try:
         return InferenceSession(str(path), providers=["CPUExecutionProvider"])
     except Exception as error:  # of all kinds, by what is wrong
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{path} is damaged or incomplete ({reason}): copy or export it again.") from error
+        raise _incomplete(path, error) from error
+
+
+def _incomplete(path: Path, reason: object) -> UserError:
+    lines = str(reason).strip().splitlines() or [type(reason).__name__]
+    return UserError(f"{path} is damaged or incomplete ({lines[0]}): copy or export it again.")
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _incomplete(path, error) from error
+
+
+def _member(value: Any, name: str, path: Path) -> Any:
+    if not isinstance(value, dict) or name not in value:
+        raise _incomplete(path, f"it has no {name}")
+    return value[name]
+
+
+def _settings(value: Any, path: Path) -> dict[str, Any]:
+    for name in _SETTINGS:
+        _member(value, name, path)
+    for name in ("shortest_edge", "longest_edge"):
+        _member(value["size"], name, path)
+    return value
+
+
+def _strings(value: Any, name: str, path: Path) -> list[str]:
+    if not isinstance(value, list) or not value or not all(isinstance(one, str) for one in value):
+        raise _incomplete(path, f"its {name} are no list of strings")
+    return value
+
+
+def _split_words(label: str) -> list[str]:
+    """The words of a class."""
+    return [word.strip() for word in label.split("|")] if "|" in label else [label]
 
 
 def _shortened(names: Sequence[str]) -> str:
