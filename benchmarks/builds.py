@@ -123,17 +123,26 @@ def classes_kept(model: torch.nn.Module, kept: tuple[int, ...] | None) -> Iterat
         yield
 
 
+def timed_pair(baseline: Callable[[], object], now: Callable[[], object], now_is_first: bool) -> tuple[float, float]:
+    """CPU seconds of both."""
+    if now_is_first:
+        after, before = cpu_seconds(now), cpu_seconds(baseline)
+    else:
+        before, after = cpu_seconds(baseline), cpu_seconds(now)
+    return before, after
+
+
 def compare(case: Case, architecture: str, baseline_class: type[torch.nn.Module], repeats: int) -> dict:
     """One row of the table."""
-    model = build_model(architecture, "cpu")
-    baseline = runner(rebuilt(model, baseline_class), case)
+    original = build_model(architecture, "cpu")
+    baseline, model = runner(rebuilt(original, baseline_class), case), rebuilt(original, type(original))
     if case.trains:
         choose_attention(model, torch.device("cpu"), case.mixed_precision)
     now = runner(model, case)
     with classes_kept(model, case.kept):
         difference = (now().float() - baseline().float()).abs().max().item()
         peaks = peak_memory(baseline, "cpu"), peak_memory(now, "cpu")
-        pairs = [(cpu_seconds(baseline), cpu_seconds(now)) for _ in range(repeats)]
+        pairs = [timed_pair(baseline, now, bool(turn % 2)) for turn in range(repeats)]
     return {
         "case": case.name,
         "baseline_seconds": statistics.median(before for before, _ in pairs),
