@@ -36,6 +36,12 @@ if CHROMIUM is None:
 SCENE = ROOT / "demo" / "scene.png"
 SCENES = FIXTURES / "emoji_world" / "images" / "gate"
 LABELS = ["snow", "balloon", "water", "broccoli", "corn", "zebra"]
+# Images load when they come into view, out of which the layout may move them again.
+SCROLLED_TO_AND_LOADED = """selector => {
+    const image = document.querySelector(selector)
+    image.scrollIntoView({block: "center", behavior: "instant"})
+    return image.naturalHeight > 0
+}"""
 WIDTHS = {"desktop": 1280, "mobile": 390}
 PATIENCE = 120_000  # milliseconds, on a machine that is busy
 playwright.expect.set_options(timeout=PATIENCE)
@@ -193,8 +199,7 @@ def test_a_pixel_and_a_heat_map(visit, result):
     visit.page.get_by_label("Class", exact=True).click()
     visit.page.get_by_role("option", name="zebra").click()
     visit.page.wait_for_function(f"document.querySelector('#heat img').src != {before!r}")
-    heat.scroll_into_view_if_needed()
-    visit.page.wait_for_function("document.querySelector('#heat img').naturalHeight > 0")
+    visit.page.wait_for_function(SCROLLED_TO_AND_LOADED, arg="#heat img")
     box = heat.bounding_box()
     heat.click(position={"x": box["width"] * 0.25, "y": box["height"] * 0.5})
     x, y = (visit.page.get_by_label(name, exact=True) for name in "xy")
